@@ -1,0 +1,142 @@
+"""What a user may set: every option of TRL's `GRPOConfig`, and which baseline is read from which hidden states.
+
+The rule: the defaults are a case in which the features cost no extra forward pass and the gradient of the first
+minibatch is unbiased; an option under which a baseline would be wrong is refused with one sentence.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+import poise
+
+# What a completion's gradient is divided by. The score-norm weights follow it, and only the constant, which does not
+# depend on what was sampled, leaves the policy gradient exactly unbiased.
+LOSS_NORMALIZATION = {
+    "dr_grpo": "constant",
+    "luspo": "constant",
+    "dapo": "token",
+    "bnpo": "token",
+    "cispo": "token",
+    "vespo": "token",
+    "grpo": "sequence",
+    "sapo": "sequence",
+}
+
+
+@dataclass
+class PoiseConfig(GRPOConfig):  # type: ignore[misc]
+    """Options of `PoiseTrainer`: those of `trl.GRPOConfig` and the ones below.
+
+    Changed defaults: `num_generations` 2, `loss_type` "dr_grpo", `scale_rewards` "none", `disable_dropout` True, and
+    `steps_per_generation` twice `gradient_accumulation_steps`, so that every batch of rollouts is trained on in two
+    minibatches. TRL then computes the log-probabilities of the policy that sampled, and the features come from that
+    forward pass.
+
+    Raises:
+        ValueError: If the preset or one of its options is unknown, or if an option of TRL contradicts the baseline.
+    """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "preset_options"]
+
+    num_generations: int | None = field(
+        default=2, metadata={"help": "Rollouts per prompt. A baseline read from siblings needs 2 or more."}
+    )
+    loss_type: str = field(
+        default="dr_grpo",
+        metadata={
+            "help": "Loss of TRL. Only a constant normaliser ('dr_grpo', 'luspo') leaves the gradient exactly unbiased."
+        },
+    )
+    scale_rewards: str = field(
+        default="none", metadata={"help": "Only 'none': the advantage is reward minus baseline, divided by nothing."}
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Whether to disable dropout, so that features are those of the sampling policy."}
+    )
+    preset: str = field(default="poise", metadata={"help": "Name of the baseline: see `poise.preset`."})
+    preset_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'Fields of the preset to change, such as {"window_rows": 4096}.'}
+    )
+    layers: list[int] | None = field(
+        default=None,
+        metadata={"help": "Decoder layers whose hidden states are read, from 0. Default: one, at 0.6 of the depth."},
+    )
+    pool_tokens: int = field(
+        default=10, metadata={"help": "Hidden states are means over the last `pool_tokens` tokens of a segment."}
+    )
+    end_of_thinking: str | None = field(
+        default="</think>",
+        metadata={"help": "Text whose tokens end the reasoning. Completions without it are all reasoning."},
+    )
+    domain_column: str = field(
+        default="domain", metadata={"help": "Column of the data set that names a prompt's domain, if it is there."}
+    )
+    poise_feature_pass: str = field(
+        default="auto",
+        metadata={
+            "help": "'auto': read the features with one more forward pass where TRL makes none that serves. "
+            "'require_free': refuse to train in that case."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.steps_per_generation is None and self.generation_batch_size is None:
+            self.steps_per_generation = 2 * self.gradient_accumulation_steps
+        if self.num_generations is None or self.num_generations < 2:
+            raise ValueError(
+                f"TRL trains on 2 or more rollouts per prompt, and siblings are what a baseline is read from: "
+                f"num_generations must be at least 2, got {self.num_generations}"
+            )
+        super().__post_init__()
+        if self.mask_truncated_completions:
+            raise ValueError(
+                "mask_truncated_completions=True hides truncated completions from the forward pass that features are "
+                "read from: it must be False"
+            )
+        if self.scale_rewards != "none":
+            raise ValueError(
+                "the advantage is reward minus baseline and is never divided by a standard deviation: "
+                f"scale_rewards must be 'none', got {self.scale_rewards!r}"
+            )
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                "the reward is the weighted sum of the reward functions: multi_objective_aggregation must be "
+                f"'sum_then_normalize', got {self.multi_objective_aggregation!r}"
+            )
+        if self.loss_type not in LOSS_NORMALIZATION:
+            raise ValueError(f"loss_type must be one of {sorted(LOSS_NORMALIZATION)}, got {self.loss_type!r}")
+        if self.pool_tokens < 1:
+            raise ValueError(f"hidden states are pooled over 1 token or more, got pool_tokens={self.pool_tokens}")
+        if self.poise_feature_pass not in ("auto", "require_free"):
+            raise ValueError(f"poise_feature_pass must be 'auto' or 'require_free', got {self.poise_feature_pass!r}")
+        if self.poise_feature_pass == "require_free" and self.needs_pass and not self.behaviour_pass_is_made:
+            raise ValueError(
+                "poise_feature_pass='require_free' needs the forward pass that TRL makes when steps_per_generation "
+                "exceeds gradient_accumulation_steps or vLLM's importance sampling is corrected, got "
+                f"steps_per_generation={self.steps_per_generation}, "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} and use_vllm={self.use_vllm}"
+            )
+
+    @property
+    def resolved_preset(self) -> poise.Preset:
+        """The preset with this configuration's options; `ValueError` where the name or an option is unknown."""
+        return poise.preset(self.preset, **(self.preset_options or {}))
+
+    @property
+    def needs_pass(self) -> bool:
+        """Whether the preset reads anything from a forward pass over the rollouts."""
+        preset = self.resolved_preset
+        return preset.needs_features or preset.weighted
+
+    @property
+    def behaviour_pass_is_made(self) -> bool:
+        """Whether TRL computes the log-probabilities of the policy that sampled, whatever the baseline."""
+        optimizer_steps_differ = self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations)
+        return bool(optimizer_steps_differ or (self.use_vllm and self.vllm_importance_sampling_correction))
+
+    @property
+    def loss_normalization(self) -> str:
+        """What the loss divides a completion's gradient by: "constant", "token" or "sequence"."""
+        return LOSS_NORMALIZATION[self.loss_type]
