@@ -1,0 +1,19 @@
+"""poise: reinforcement learning with verifiable rewards, its baseline read from the policy's own hidden states."""
+
+from poise.features import Features, reasoning_mask, score_norm_weights, token_entropies
+from poise.hidden_states import capture_hidden_states
+from poise.online import OnlineBaseline, Step
+from poise.presets import PRESETS, Preset, preset
+
+__all__ = [
+    "PRESETS",
+    "Features",
+    "OnlineBaseline",
+    "Preset",
+    "Step",
+    "capture_hidden_states",
+    "preset",
+    "reasoning_mask",
+    "score_norm_weights",
+    "token_entropies",
+]

@@ -1,0 +1,111 @@
+"""Is one step's input whole, and what does it say?
+
+Everything that a baseline is made from, checked once at the door, on the CPU, in float64 where it is arithmetic.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from poise.baselines import prompt_groups
+from poise.features import Features
+from poise.history import prompt_keys
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rollouts of one step, one row each."""
+
+    features: Features | None
+    rewards: Float[Tensor, " rows"]
+    """0 where the rollout is not gradable."""
+    gradable: Bool[Tensor, " rows"]
+    groups: Int[Tensor, " rows"]
+    keys: list[int]
+    domains: list[str]
+    weights: Float[Tensor, " rows"]
+
+    @property
+    def widths(self) -> list[int]:
+        """Columns of prompt states, completion states and entropies."""
+        if self.features is None:
+            return [0, 0, 0]
+        parts = (self.features.prompt, self.features.completion, self.features.entropies)
+        return [part.shape[1] for part in parts]
+
+
+def checked_batch(
+    features: Features | None,
+    rewards: Tensor | Sequence[float],
+    prompts: Sequence[Hashable],
+    domains: Sequence[str] | None,
+    weights: Tensor | Sequence[float] | None,
+    *,
+    needs_features: bool,
+    needs_siblings: bool,
+) -> Batch:
+    """Bring the arguments of `OnlineBaseline.step` into one form.
+
+    Raises:
+        ValueError: If lengths differ, something is not finite or negative that must be, features are missing, a
+            prompt spans two domains, or a prompt lacks the second rollout that it needs.
+    """
+    rewards = torch.as_tensor(rewards, dtype=torch.float64).detach().cpu()
+    if rewards.ndim != 1:
+        raise ValueError(f"rewards must be one number a rollout, got a tensor of shape {tuple(rewards.shape)}")
+    rows = len(rewards)
+    if weights is None:
+        weights = torch.ones(rows, dtype=torch.float64)
+    weights = torch.as_tensor(weights, dtype=torch.float64).detach().cpu()
+    domains = [""] * rows if domains is None else [str(domain) for domain in domains]
+    lengths = {"prompts": len(prompts), "domains": len(domains), "weights": weights.numel()}
+    if features is None and needs_features:
+        raise ValueError("this preset reads hidden states: features are needed, got None")
+    if features is not None:
+        lengths |= {name: len(getattr(features, name)) for name in ("prompt", "completion", "entropies")}
+    for name, length in lengths.items():
+        if length != rows:
+            raise ValueError(f"{name} must have one row for each of the {rows} rewards, got {length}")
+    if torch.isinf(rewards).any():
+        raise ValueError("rewards must be finite, or NaN where a rollout is not gradable; got an infinite one")
+    if not (weights.isfinite() & (weights >= 0)).all():
+        raise ValueError("weights must be finite and not negative, got " + str(weights[~(weights >= 0)][:1].tolist()))
+    if features is not None:
+        features = _finite(features)
+    gradable = ~rewards.isnan()
+    groups = prompt_groups(prompts)
+    _require_one_domain(groups, domains)
+    if needs_siblings and rows and int(torch.bincount(groups).min()) < 2:
+        raise ValueError("this preset's baseline comes from siblings: it needs at least 2 rollouts per prompt, got 1")
+    return Batch(
+        features=features,
+        rewards=rewards.nan_to_num(0.0),
+        gradable=gradable,
+        groups=groups,
+        keys=prompt_keys(prompts),
+        domains=domains,
+        weights=weights,
+    )
+
+
+def _finite(features: Features) -> Features:
+    parts = {}
+    for name in ("prompt", "completion", "entropies"):
+        part = getattr(features, name).detach().to("cpu", torch.float32)
+        bad = (~part.isfinite()).any(dim=1)
+        if bad.any():
+            raise ValueError(
+                f"features must be finite; the {name} features of {int(bad.sum())} of {len(bad)} rollouts are not"
+            )
+        parts[name] = part
+    return Features(**parts, missing=features.missing.cpu())
+
+
+def _require_one_domain(groups: Int[Tensor, " rows"], domains: Sequence[str]) -> None:
+    first: dict[int, str] = {}
+    for group, domain in zip(groups.tolist(), domains, strict=True):
+        if first.setdefault(group, domain) != domain:
+            raise ValueError(f"rollouts of one prompt must share its domain, got {first[group]!r} and {domain!r}")

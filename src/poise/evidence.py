@@ -1,0 +1,118 @@
+"""What may a rollout's baseline see?
+
+Everything but the rollout itself: its siblings' features and rewards, its prompt's own states and history, its
+domain. One row of evidence a rollout, in blocks that can be switched on and off; nothing in row i is made from
+rollout i. (The prompt's states come from siblings; a rollout without siblings uses its own, which are read at prompt
+positions and, attention being causal, know nothing of the completion.)
+
+Columns other than hidden states are scaled by a constant, so that one ridge penalty bears on them a hundred times less.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from poise.baselines import sibling_means
+
+BLOCKS = ("constant", "domain", "sibling_reward", "prompt", "history", "sibling_features")
+"""The blocks of evidence columns, in the order in which `EVIDENCE_SETS` switches them on."""
+
+EVIDENCE_SETS: dict[str, tuple[str, ...]] = {
+    "zero": (),
+    "constant": BLOCKS[:2],
+    "sibling_reward": BLOCKS[:3],
+    "prompt": BLOCKS[:5],
+    "all": BLOCKS,
+}
+"""Nested sets of blocks, from knowing nothing to knowing everything that is allowed."""
+
+SIBLING_BLOCKS = frozenset({"sibling_reward", "sibling_features"})
+HIDDEN_BLOCKS = frozenset({"prompt", "sibling_features"})
+
+_SCALAR_SCALE = 10.0  # a column scaled by s is penalised by penalty / s^2
+
+
+@dataclass(frozen=True)
+class EvidenceRows:
+    """What is known for each rollout, what it earned, and how much it weighs: the raw material of evidence columns."""
+
+    prompt: Float[Tensor, "rows prompt_size"]
+    sibling_features: Float[Tensor, "rows completion_size"]
+    sibling_entropies: Float[Tensor, "rows stats"]
+    sibling_reward: Float[Tensor, " rows"]
+    sibling_count: Float[Tensor, " rows"]
+    history_reward: Float[Tensor, " rows"]
+    history_count: Float[Tensor, " rows"]
+    domain: Int[Tensor, " rows"]
+    reward: Float[Tensor, " rows"]
+    weight: Float[Tensor, " rows"]
+    gradable: Bool[Tensor, " rows"]
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    def __getitem__(self, rows: slice | Tensor) -> "EvidenceRows":
+        return EvidenceRows(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def followed_by(self, later: "EvidenceRows") -> "EvidenceRows":
+        """These rows, then `later`'s."""
+        return EvidenceRows(*(torch.cat([getattr(rows, f.name) for rows in (self, later)]) for f in fields(self)))
+
+
+def evidence_rows(
+    prompt: Float[Tensor, "rows prompt_size"],
+    completion: Float[Tensor, "rows completion_size"],
+    entropies: Float[Tensor, "rows stats"],
+    rewards: Float[Tensor, " rows"],
+    weights: Float[Tensor, " rows"],
+    *,
+    groups: Int[Tensor, " rows"],
+    gradable: Bool[Tensor, " rows"],
+    domains: Int[Tensor, " rows"],
+    history_reward: Float[Tensor, " rows"],
+    history_count: Float[Tensor, " rows"],
+) -> EvidenceRows:
+    """Gather, for every rollout of a batch, what its gradable siblings and its prompt's past tell."""
+    own_prompt = prompt.to(torch.float64)
+    sibling_prompt, count = sibling_means(own_prompt, groups, gradable)
+    features, _ = sibling_means(completion.to(torch.float64), groups, gradable)
+    statistics, _ = sibling_means(entropies.to(torch.float64), groups, gradable)
+    reward, _ = sibling_means(rewards[:, None], groups, gradable)
+    return EvidenceRows(
+        prompt=torch.where(count[:, None] > 0, sibling_prompt, own_prompt).to(torch.float32),
+        sibling_features=features.to(torch.float32),
+        sibling_entropies=statistics.to(torch.float32),
+        sibling_reward=reward[:, 0],
+        sibling_count=count,
+        history_reward=history_reward,
+        history_count=history_count,
+        domain=domains,
+        reward=torch.where(gradable, rewards, 0),
+        weight=torch.where(gradable, weights, 0),
+        gradable=gradable,
+    )
+
+
+def evidence_matrix(rows: EvidenceRows, blocks: Sequence[str], *, num_domains: int) -> Float[Tensor, "rows columns"]:
+    """Lay the switched-on blocks side by side as regression columns.
+
+    A sibling mean of m rewards enters as its value and a 1, both times m / (m + 1), and a history of n rollouts
+    likewise, so that one fit serves groups of unequal size; a rollout without siblings has a column of its own.
+    """
+    missing = (rows.sibling_count == 0).to(torch.float64)
+    trust = rows.sibling_count / (rows.sibling_count + 1)
+    familiarity = rows.history_count / (rows.history_count + 1)
+    columns = {
+        "constant": lambda: _SCALAR_SCALE * torch.stack([torch.ones_like(missing), missing], dim=1),
+        "domain": lambda: (
+            _SCALAR_SCALE * torch.nn.functional.one_hot(rows.domain, num_domains)[:, : num_domains if num_domains > 1 else 0]
+        ),
+        "sibling_reward": lambda: _SCALAR_SCALE * torch.stack([trust * rows.sibling_reward, trust], dim=1),
+        "prompt": lambda: rows.prompt,
+        "history": lambda: _SCALAR_SCALE * torch.stack([familiarity * rows.history_reward, familiarity], dim=1),
+        "sibling_features": lambda: torch.cat([rows.sibling_features, _SCALAR_SCALE * rows.sibling_entropies], dim=1),
+    }
+    return torch.cat([columns[block]().to(torch.float64) for block in blocks], dim=1)

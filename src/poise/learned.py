@@ -1,0 +1,163 @@
+"""How does poise's own baseline come about?
+
+One ridge on everything that a rollout may know, fitted on the window and the batch itself, each prompt left out of
+its own fit (`probe`); which evidence, penalty and scope rule is settled by what they cost before (`choice`). The
+score-norm-weighted fit gives the baselines; the unweighted one beside it, from the same evidence, gives the values.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from poise.batch import Batch
+from poise.choice import RiskRecord, candidate_baselines, candidates
+from poise.evidence import EvidenceRows, evidence_rows
+from poise.history import PromptHistory
+from poise.presets import LeaveOnePromptOutRecipe
+from poise.projection import projected_states
+
+
+class LearnedBaseline:
+    """Window, prompt history and risk records of the leave-one-prompt-out ridge."""
+
+    def __init__(self, recipe: LeaveOnePromptOutRecipe) -> None:
+        self.recipe = recipe
+        self.candidates = candidates(recipe.evidence, recipe.penalties)
+        self.domains: list[str] = []
+        self.history = PromptHistory(forgetting=recipe.history_forgetting, capacity=recipe.history_prompts)
+        self.window: EvidenceRows | None = None
+        targets = ("baseline", "value") if recipe.weighted else ("baseline",)
+        self.records = {t: RiskRecord(len(self.candidates), decay=recipe.risk_decay) for t in targets}
+
+    def step(self, batch: Batch) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"], Int[Tensor, " rows"]]:
+        """Baselines, values, and the index of the candidate in charge of each row; then learn from the batch."""
+        domains = self._domain_numbers(batch.domains)
+        new = self._evidence(batch, domains)
+        rows = new if self.window is None else self.window.followed_by(new)
+        out = {}
+        for target, record in self.records.items():
+            weighted = self.recipe.weighted and target == "baseline"
+            predictions = self._predictions(rows, batch.groups, weighted=weighted)
+            if self.window is None:
+                in_charge = self._first_choice(new, batch.groups, weighted=weighted)
+            else:
+                in_charge = record.in_charge(domains)
+            out[target] = predictions.gather(0, in_charge[None])[0], in_charge
+            self._observe(record, predictions, new, weighted=weighted)
+        baselines, in_charge = out["baseline"]
+        values, _ = out.get("value", out["baseline"])
+        self.window = rows[rows.gradable][-self.recipe.window_rows :] if self.recipe.window_rows else rows[:0]
+        gradable = batch.gradable.tolist()
+        seen = [(k, r) for k, r, g in zip(batch.keys, batch.rewards.tolist(), gradable, strict=True) if g]
+        self.history.observe([k for k, _ in seen], [r for _, r in seen])
+        return baselines, values, in_charge
+
+    def _domain_numbers(self, names: list[str]) -> Int[Tensor, " rows"]:
+        self.domains += [name for name in dict.fromkeys(names) if name not in self.domains]
+        number = {name: k for k, name in enumerate(self.domains)}
+        return torch.tensor([number[name] for name in names], dtype=torch.int64)
+
+    def _evidence(self, batch: Batch, domains: Int[Tensor, " rows"]) -> EvidenceRows:
+        size, seed = self.recipe.projection_size, self.recipe.projection_seed
+        nothing = torch.zeros(len(batch.keys), 0)
+        prompt, completion, entropies = (
+            (nothing, nothing, nothing)
+            if batch.features is None
+            else (batch.features.prompt, batch.features.completion, batch.features.entropies)
+        )
+        history_reward, history_count = self.history.recall(batch.keys)
+        return evidence_rows(
+            projected_states(prompt, size=size, seed=seed),
+            projected_states(completion, size=size, seed=seed + 1),
+            entropies,
+            batch.rewards,
+            batch.weights,
+            groups=batch.groups,
+            gradable=batch.gradable,
+            domains=domains,
+            history_reward=history_reward,
+            history_count=history_count,
+        )
+
+    def _weights(self, rows: EvidenceRows, *, weighted: bool) -> Float[Tensor, " rows"]:
+        return rows.weight if weighted else rows.gradable.to(torch.float64)
+
+    def _predictions(
+        self, rows: EvidenceRows, groups: Int[Tensor, " batch"], *, weighted: bool
+    ) -> Float[Tensor, "candidates batch"]:
+        """Every candidate's baselines of the batch, none outside the rewards of other prompts."""
+        predictions = candidate_baselines(
+            self.candidates,
+            rows,
+            self._weights(rows, weighted=weighted),
+            groups,
+            evidence=self.recipe.evidence,
+            num_domains=len(self.domains),
+        )
+        lowest, highest = _outside_range(rows, groups)
+        predictions[1:] = predictions[1:].clamp(lowest, highest)  # all but the zero baseline
+        return predictions
+
+    def _first_choice(
+        self, new: EvidenceRows, groups: Int[Tensor, " batch"], *, weighted: bool
+    ) -> Int[Tensor, " batch"]:
+        """Choose for each half of the prompts by what the candidates would have cost on the other half."""
+        in_charge = torch.zeros_like(groups)
+        for half in (0, 1):
+            mine = groups % 2 == half
+            others = new[~mine]
+            record = RiskRecord(len(self.candidates), decay=self.recipe.risk_decay)
+            if len(others):
+                predictions = self._predictions(others, groups[~mine] // 2, weighted=weighted)
+                self._observe(record, predictions, others, weighted=weighted)
+            in_charge[mine] = record.in_charge(new.domain[mine])
+        return in_charge
+
+    def _observe(
+        self, record: RiskRecord, predictions: Float[Tensor, "candidates batch"], rows: EvidenceRows, *, weighted: bool
+    ) -> None:
+        weights = self._weights(rows, weighted=weighted)
+        record.observe(predictions, rows.reward, weights, rows.domain, num_domains=len(self.domains))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain arrays and names."""
+        state: dict[str, Any] = {"domains": list(self.domains)}
+        if self.window is not None:
+            state |= {f"window.{name}": getattr(self.window, name) for name in self.window.__dataclass_fields__}
+        state |= {f"history.{name}": value for name, value in self.history.state_dict().items()}
+        for target, record in self.records.items():
+            state |= {f"risk.{target}.{name}": getattr(record, name) for name in ("losses", "weights", "rows")}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.domains = list(state["domains"])
+        names = EvidenceRows.__dataclass_fields__
+        if f"window.{next(iter(names))}" in state:
+            self.window = EvidenceRows(*(state[f"window.{name}"] for name in names))
+        self.history.load_state_dict({name: state[f"history.{name}"] for name in ("keys", "past")})
+        for target, record in self.records.items():
+            for name in ("losses", "weights", "rows"):
+                setattr(record, name, state[f"risk.{target}.{name}"])
+
+
+def _outside_range(
+    rows: EvidenceRows, groups: Int[Tensor, " batch"]
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """The lowest and highest gradable reward outside each batch row's prompt; unbounded where there is none."""
+    start = len(rows) - len(groups)
+    num_prompts = int(groups.max()) + 1 if len(groups) else 0
+    sides = []
+    for sign in (1.0, -1.0):
+        reward = torch.where(rows.gradable, sign * rows.reward, torch.inf)
+        window = reward[:start].min() if start else torch.tensor(torch.inf, dtype=torch.float64)
+        own = torch.full((num_prompts,), torch.inf, dtype=torch.float64)
+        own = own.scatter_reduce_(0, groups, reward[start:], "amin")
+        least = torch.full((num_prompts + 2,), float(window), dtype=torch.float64)
+        least[1:-1] = own
+        before, after = least.cummin(0).values[:-2], least.flip(0).cummin(0).values.flip(0)[2:]
+        outside = torch.minimum(before, after)[groups]
+        sides.append(sign * torch.where(outside.isinf(), -torch.inf, outside))
+    return sides[0], sides[1]

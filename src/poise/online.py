@@ -1,0 +1,207 @@
+"""The one stateful object: rewards and features in, baselines out, step after step.
+
+Order of a step: what earlier steps left behind and this batch's evidence make the baselines; only then is the batch
+added to what the next step will find. Another order is impossible to call.
+"""
+
+import json
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from poise.baselines import group_mean_baselines, rloo_baselines
+from poise.batch import Batch, checked_batch
+from poise.choice import Candidate
+from poise.diagnostics import PairScoreboard
+from poise.evidence import EVIDENCE_SETS
+from poise.features import Features
+from poise.learned import LearnedBaseline
+from poise.presets import EarlierStepsRecipe, LeaveOnePromptOutRecipe, Preset
+from poise.published import PublishedBaseline, Window
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """The outcome of one step; one entry a rollout, in the order given."""
+
+    baselines: Float[Tensor, " rows"]
+    """What to subtract from each reward."""
+    advantages: Float[Tensor, " rows"]
+    """reward - baseline; 0 where the rollout is ungradable."""
+    values: Float[Tensor, " rows"]
+    """Leave-one-prompt-out estimates of V(x); the published presets give their probe's values. NaN without either."""
+    metrics: dict[str, float]
+    """Keys `poise/...`; `docs/metrics.md` has a line for each."""
+    in_charge: dict[str, str]
+    """For each domain, the evidence in charge of its baselines; empty for presets that do not choose."""
+
+
+class OnlineBaseline:
+    """Makes each step's baselines and learns from each step.
+
+    Args:
+        preset: What to make them from; see `poise.preset`.
+    """
+
+    def __init__(self, preset: Preset) -> None:
+        self.preset = preset
+        recipe = preset.recipe
+        self._widths: list[int] | None = None
+        self._scoreboard = PairScoreboard()
+        self._method: LearnedBaseline | PublishedBaseline | None = None
+        if isinstance(recipe, LeaveOnePromptOutRecipe):
+            self._method = LearnedBaseline(recipe)
+        elif isinstance(recipe, EarlierStepsRecipe):
+            self._method = PublishedBaseline(recipe)
+
+    def step(
+        self,
+        features: Features | None,
+        rewards: Tensor | Sequence[float],
+        *,
+        prompts: Sequence[Hashable],
+        domains: Sequence[str] | None = None,
+        weights: Tensor | Sequence[float] | None = None,
+    ) -> Step:
+        """Baselines of this batch; then learn from it.
+
+        Args:
+            features: What `capture_hidden_states` gave; None for presets that do not need them.
+            rewards: One a rollout; NaN where it could not be graded.
+            prompts: One hashable a rollout; equal ones are siblings, wherever in the batch they stand.
+            domains: One name a rollout; default one domain for all.
+            weights: `score_norm_weights`; default 1 for every rollout. Not used by unweighted presets.
+
+        Raises:
+            ValueError: If the input is not whole (see `poise.batch.checked_batch`), or its features are of another
+                width than those of earlier steps.
+        """
+        batch = checked_batch(
+            features,
+            rewards,
+            prompts,
+            domains,
+            weights,
+            needs_features=self.preset.needs_features,
+            needs_siblings=self.preset.needs_siblings,
+        )
+        if self._widths is not None and batch.widths != self._widths:
+            raise ValueError(f"features must be {self._widths} wide as in earlier steps, got {batch.widths}")
+        if len(batch.keys) == 0:
+            nothing = torch.zeros(0, dtype=torch.float64)
+            return Step(nothing, nothing, nothing, {}, {})
+        self._widths = batch.widths
+        baselines, values, in_charge = self._baselines(batch)
+        advantages = torch.where(batch.gradable, batch.rewards - baselines, 0)
+        judged = values if isinstance(self._method, LearnedBaseline) else baselines
+        self._scoreboard.observe(batch.rewards, judged, batch.groups, batch.gradable)
+        metrics = {f"poise/{k}": v for k, v in self._metrics(batch, baselines, in_charge).items()}
+        return Step(baselines, advantages, values, metrics, in_charge)
+
+    def _baselines(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, str]]:
+        unknown = torch.full_like(batch.rewards, torch.nan)
+        if isinstance(self._method, LearnedBaseline):
+            baselines, values, chosen = self._method.step(batch)
+            first = {domain: int(k) for domain, k in zip(reversed(batch.domains), reversed(chosen.tolist()), strict=True)}
+            in_charge = {domain: _described(self._method.candidates[k]) for domain, k in sorted(first.items())}
+            return baselines, values, in_charge
+        if isinstance(self._method, PublishedBaseline):
+            assert batch.features is not None
+            rows = Window(batch.features.prompt, batch.features.completion, batch.features.entropies, batch.rewards)
+            baselines, values = self._method.step(
+                rows, batch.rewards, groups=batch.groups, gradable=batch.gradable, domains=batch.domains
+            )
+            return baselines, values, {}
+        kind = self.preset.name
+        if kind == "rloo":
+            return rloo_baselines(batch.rewards, batch.groups, batch.gradable), unknown, {}
+        if kind == "group-mean":
+            return group_mean_baselines(batch.rewards, batch.groups, batch.gradable), unknown, {}
+        return torch.zeros_like(batch.rewards), unknown, {}
+
+    def _metrics(self, batch: Batch, baselines: Tensor, in_charge: dict[str, str]) -> dict[str, float]:
+        weights = torch.where(batch.gradable, batch.weights, 0)
+        spent = float((weights * batch.rewards**2).sum())
+        metrics = self._scoreboard.metrics() | {
+            "baseline_mean": float(baselines[batch.gradable].mean()) if batch.gradable.any() else float("nan"),
+            "weighted_risk": float((weights * (batch.rewards - baselines) ** 2).sum()) / spent if spent else float("nan"),
+            "ungradable_share": 1 - float(batch.gradable.to(torch.float64).mean()),
+        }
+        if in_charge:
+            order = list(EVIDENCE_SETS)
+            levels = [order.index(in_charge[domain].split()[0]) for domain in batch.domains]
+            metrics["evidence_level"] = sum(levels) / len(levels)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, strings and lists of them: everything that the next step depends on."""
+        return {
+            "version": STATE_VERSION,
+            "preset": self.preset.name,
+            "recipe": _plain(asdict(self.preset.recipe)),
+            "widths": self._widths,
+            "scoreboard": self._scoreboard.sums,
+            **({f"method.{k}": v for k, v in self._method.state_dict().items()} if self._method else {}),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore exactly what `state_dict` gave.
+
+        Raises:
+            ValueError: If the state has another version, or was made by another preset or recipe.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise ValueError(f"a baseline's state must have version {STATE_VERSION}, got {state.get('version')}")
+        mine = {"preset": self.preset.name} | _plain(asdict(self.preset.recipe))
+        theirs = {"preset": state["preset"]} | state["recipe"]
+        for name in mine | theirs:
+            if mine.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"this baseline has {name} {mine.get(name)!r}, the state was made with {theirs.get(name)!r}"
+                )
+        self._widths = state["widths"]
+        self._scoreboard.sums = state["scoreboard"]
+        if self._method is not None:
+            prefix = "method."
+            self._method.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+
+    def save(self, folder: Path | str) -> None:
+        """Write `poise.safetensors` (arrays) and `poise.json` (the rest) into a folder."""
+        from safetensors.torch import save_file
+
+        state = self.state_dict()
+        arrays = {k: v.contiguous().clone() for k, v in state.items() if isinstance(v, Tensor)}
+        save_file(arrays, Path(folder) / "poise.safetensors")
+        rest = {k: v for k, v in state.items() if k not in arrays}
+        (Path(folder) / "poise.json").write_text(json.dumps(rest, indent=1) + "\n")
+
+    def restore(self, folder: Path | str) -> None:
+        """Load what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If the folder has no saved baseline.
+            ValueError: As `load_state_dict`.
+        """
+        from safetensors.torch import load_file
+
+        rest = json.loads((Path(folder) / "poise.json").read_text())
+        self.load_state_dict(rest | load_file(Path(folder) / "poise.safetensors"))
+
+
+def _described(candidate: Candidate) -> str:
+    if candidate.evidence == "zero":
+        return "zero"
+    scope = "own domain" if candidate.own_domain else "all rows"
+    return f"{candidate.evidence} (penalty {candidate.penalty:g}, {scope})"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would give it back."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,183 @@
+"""Which baselines have a name, and what exactly is each?
+
+A preset is a name, a promise (`exact`) and a recipe. Recipes are data: what is fitted on what. Everything between
+reward-only baselines and poise's default is a corner of one ridge regression, chosen by the evidence blocks that are
+switched on; the published method and the two settings of its authors' release stand beside it as they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+from poise.evidence import BLOCKS, HIDDEN_BLOCKS, SIBLING_BLOCKS
+
+
+@dataclass(frozen=True)
+class LeaveOnePromptOutRecipe:
+    """One ridge on switched-on evidence, fitted on window and batch, the prompt's own batch rows left out exactly."""
+
+    evidence: tuple[str, ...] = BLOCKS
+    """Evidence blocks that may be used, of `poise.evidence.BLOCKS`."""
+    weighted: bool = False
+    """Weigh rows by score norms: the target is then the score-norm-weighted mean of rewards, not the value."""
+    penalties: tuple[float, ...] = (3.0, 30.0, 300.0, 3000.0)
+    """Ridge penalties to choose from, per unit of mean row weight; hidden-state columns have mean square 1."""
+    window_rows: int = 4096
+    """Rows of earlier steps that stay in the fit."""
+    projection_size: int = 128
+    """Directions on which each wide hidden state is projected."""
+    projection_seed: int = 0
+    risk_decay: float = 0.9
+    """How the record of what candidates cost fades with each step."""
+    history_forgetting: float = 0.5
+    """How a prompt's earlier rewards fade each time that it is seen."""
+    history_prompts: int = 1_000_000
+    """Prompts that are remembered, those seen last."""
+
+    def __post_init__(self) -> None:
+        for block in self.evidence:
+            if block not in BLOCKS:
+                raise ValueError(f"evidence blocks are {', '.join(BLOCKS)}; got {block!r}")
+        if not self.penalties or min(self.penalties) <= 0:
+            raise ValueError(f"penalties must be positive numbers, got {self.penalties}")
+        if self.window_rows < 0 or self.projection_size < 1:
+            raise ValueError(
+                f"window_rows must be at least 0 and projection_size at least 1, "
+                f"got {self.window_rows} and {self.projection_size}"
+            )
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether a switched-on block is read from hidden states."""
+        return not HIDDEN_BLOCKS.isdisjoint(self.evidence)
+
+    @property
+    def needs_siblings(self) -> bool:
+        """Whether nothing but siblings is known, so that a lone rollout has no baseline."""
+        return bool(self.evidence) and SIBLING_BLOCKS.issuperset(self.evidence)
+
+
+@dataclass(frozen=True)
+class EarlierStepsRecipe:
+    """The published probe: features -> siblings' mean reward, fitted on earlier steps, values swapped between siblings.
+
+    Features are [prompt; completion; entropies], each hidden part reduced by PCA where a size is given, then all
+    standardised; ridge with a free intercept; predictions clipped to [0, 1].
+    """
+
+    penalty: float = 0.01
+    prompt_components: int | None = None
+    completion_components: int | None = None
+    window_rows: int = 4096
+    """Rows that are kept, for each domain."""
+    domain_window_rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows that are kept for domains that differ from `window_rows`."""
+    own_domain: bool = False
+    """Fit one probe for each domain instead of one for all."""
+    rloo_steps: int = 1
+    """First steps, whose baseline is the siblings' mean reward while the window fills."""
+
+    needs_features = True
+    needs_siblings = True
+    weighted = False
+
+
+@dataclass(frozen=True)
+class RewardsRecipe:
+    """A baseline made of this prompt's rewards alone: "rloo", "group-mean" or "none"."""
+
+    kind: str
+
+    needs_features = False
+    weighted = False
+
+    @property
+    def needs_siblings(self) -> bool:
+        """Whether a lone rollout has no baseline."""
+        return self.kind == "rloo"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named baseline.
+
+    `exact`: given the prompt, the baseline of a rollout does not depend on that rollout in any digit that matters
+    (changing its reward, features or weight moves it by less than 1e-9).
+    """
+
+    name: str
+    recipe: LeaveOnePromptOutRecipe | EarlierStepsRecipe | RewardsRecipe
+    exact: bool = True
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether `OnlineBaseline.step` needs features."""
+        return self.recipe.needs_features
+
+    @property
+    def needs_siblings(self) -> bool:
+        """Whether every prompt needs at least two rollouts."""
+        return self.recipe.needs_siblings
+
+    @property
+    def weighted(self) -> bool:
+        """Whether `OnlineBaseline.step` uses score-norm weights."""
+        return self.recipe.weighted
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        preset.name: preset
+        for preset in (
+            Preset("poise", LeaveOnePromptOutRecipe(weighted=True)),
+            Preset("poise-value", LeaveOnePromptOutRecipe()),
+            Preset("paper", EarlierStepsRecipe()),
+            Preset(
+                "released-qwen3-4b",
+                EarlierStepsRecipe(
+                    penalty=100.0,
+                    prompt_components=32,
+                    completion_components=64,
+                    domain_window_rows={"code": 3072, "other": 3072},
+                    own_domain=True,
+                    rloo_steps=16,
+                ),
+            ),
+            Preset(
+                "released-olmo3-7b",
+                EarlierStepsRecipe(
+                    penalty=1000.0,
+                    prompt_components=16,
+                    completion_components=128,
+                    domain_window_rows={"code": 3072, "other": 3072},
+                    own_domain=True,
+                    rloo_steps=16,
+                ),
+            ),
+            Preset("rloo", RewardsRecipe("rloo")),
+            Preset("shrunk-rloo", LeaveOnePromptOutRecipe(evidence=("constant", "domain", "sibling_reward"))),
+            Preset("prompt-only", LeaveOnePromptOutRecipe(evidence=("constant", "domain", "prompt", "history"))),
+            Preset("group-mean", RewardsRecipe("group-mean"), exact=False),
+            Preset("none", RewardsRecipe("none")),
+        )
+    }
+)
+"""Every preset by name."""
+
+
+def preset(name: str, **changes: Any) -> Preset:
+    """The preset of that name, with fields of its recipe changed: `preset("poise", window_rows=8192)`.
+
+    Raises:
+        ValueError: If there is no such preset, or its recipe has no such field.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"presets are {', '.join(PRESETS)}; got {name!r}")
+    chosen = PRESETS[name]
+    known = [f.name for f in fields(chosen.recipe)]
+    for change in changes:
+        if change not in known:
+            raise ValueError(f"preset {name!r} has the fields {', '.join(known)}; got {change!r}")
+    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    return replace(chosen, recipe=replace(chosen.recipe, **changes))

@@ -1,0 +1,141 @@
+"""The published probe: how do the paper and its authors' release turn features into baselines?
+
+A value v_i = g(z_i) for every rollout from a probe fitted on *earlier* steps; the target of a row is its siblings'
+mean reward; the baseline of a rollout is its siblings' mean value (arXiv:2605.07579, eq. 11-13, algorithm 1; the
+settings of the release: per-domain windows, PCA before the scaler, RLOO for the first steps). Nothing is improved
+here; this is what poise's own baseline is measured against.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from poise.baselines import cross_rollout_baselines, rloo_baselines, sibling_means
+from poise.presets import EarlierStepsRecipe
+from poise.probe import ridge
+
+_PCA_SEED = 42
+
+Part = Float[Tensor, "rows width"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Feature rows of earlier steps and their targets."""
+
+    prompt: Float[Tensor, "rows prompt_width"]
+    completion: Float[Tensor, "rows completion_width"]
+    entropies: Float[Tensor, "rows stats"]
+    targets: Float[Tensor, " rows"]
+
+    def followed_by(self, later: "Window", *, keep: int) -> "Window":
+        """These rows, then `later`'s, the last `keep` of them."""
+        pairs = [(getattr(self, name), getattr(later, name)) for name in self.__dataclass_fields__]
+        return Window(*(torch.cat(pair)[-keep:] for pair in pairs))
+
+    def __getitem__(self, rows: Tensor) -> "Window":
+        return Window(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+Probe = Callable[[Window], Float[Tensor, " rows"]]
+
+
+def fitted_probe(window: Window, recipe: EarlierStepsRecipe) -> Probe:
+    """Fit PCA, scaler and ridge on a window; returns the map from rows to values in [0, 1]."""
+    reduce_prompt = _reduction(window.prompt, recipe.prompt_components)
+    reduce_completion = _reduction(window.completion, recipe.completion_components)
+
+    def columns(rows: Window) -> Float[Tensor, "rows columns"]:
+        parts = [reduce_prompt(rows.prompt), reduce_completion(rows.completion), rows.entropies]
+        return torch.cat([part.to(torch.float64) for part in parts], dim=1)
+
+    seen = columns(window)
+    mean, deviation = seen.mean(dim=0), seen.std(dim=0, correction=0)
+    # A column that is constant up to rounding is left unscaled, as scikit-learn's StandardScaler does.
+    negligible = 10 * torch.finfo(torch.float64).eps * mean.abs().clamp(min=1)
+    deviation = torch.where(deviation > negligible, deviation, 1.0)
+    intercept = window.targets.mean()
+    ones = torch.ones_like(window.targets)
+    slopes = ridge((seen - mean) / deviation, window.targets - intercept, ones, recipe.penalty)
+    return lambda rows: ((columns(rows) - mean) / deviation @ slopes + intercept).clamp(0, 1)
+
+
+def _reduction(part: Part, components: int | None) -> Callable[[Part], Part]:
+    if components is None:
+        return lambda rows: rows
+    from sklearn.decomposition import PCA
+
+    pca = PCA(min(components, *part.shape), svd_solver="randomized", random_state=_PCA_SEED).fit(part.numpy())
+    mean, axes = torch.from_numpy(pca.mean_), torch.from_numpy(pca.components_)
+    return lambda rows: (rows - mean) @ axes.T
+
+
+class PublishedBaseline:
+    """Windows and probes of the published method, one for all rows or one for each domain."""
+
+    def __init__(self, recipe: EarlierStepsRecipe) -> None:
+        self.recipe = recipe
+        self.steps = 0
+        self.windows: dict[str, Window] = {}
+        self.probes: dict[str, Probe] = {}
+
+    def step(
+        self,
+        rows: Window,
+        rewards: Float[Tensor, " rows"],
+        *,
+        groups: Int[Tensor, " rows"],
+        gradable: Bool[Tensor, " rows"],
+        domains: list[str],
+    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """Baselines and values (NaN while there is no probe) of a batch by the old probe; then learn from the batch.
+
+        `rows.targets` is overwritten: the targets are made here, from the siblings' rewards.
+        """
+        targets, siblings = sibling_means(rewards[:, None], groups, gradable)
+        rows = Window(rows.prompt, rows.completion, rows.entropies, targets[:, 0])
+        routes = domains if self.recipe.own_domain else [""] * len(domains)
+        index = {route: torch.tensor([r == route for r in routes]) for route in dict.fromkeys(routes)}
+        baselines = rloo_baselines(rewards, groups, gradable)
+        values = torch.full_like(rewards, torch.nan)
+        for route, inside in index.items():
+            if route in self.probes and self.steps >= self.recipe.rloo_steps:
+                values[inside] = self.probes[route](rows[inside])
+                baselines[inside] = cross_rollout_baselines(
+                    values[inside], groups[inside].unique(return_inverse=True)[1], gradable[inside]
+                )
+        self.steps += 1
+        for route, inside in index.items():
+            new = rows[inside & gradable & (siblings > 0)]
+            keep = self.recipe.domain_window_rows.get(route, self.recipe.window_rows)
+            window = self.windows.get(route)
+            self.windows[route] = new if window is None else window.followed_by(new, keep=keep)
+        self._refit(list(index))
+        return baselines, values
+
+    def _refit(self, routes: list[str]) -> None:
+        if self.steps < self.recipe.rloo_steps:
+            return
+        for route, window in self.windows.items():
+            if (route in routes or route not in self.probes) and len(window.targets) > 1:
+                self.probes[route] = fitted_probe(window, self.recipe)
+
+    def state_dict(self) -> dict[str, Tensor | int | list[str]]:
+        """Plain arrays: the windows. The probes follow from them."""
+        state: dict[str, Tensor | int | list[str]] = {"steps": self.steps, "routes": list(self.windows)}
+        for k, window in enumerate(self.windows.values()):
+            state |= {f"window.{k}.{name}": getattr(window, name) for name in window.__dataclass_fields__}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor | int | list[str]]) -> None:
+        """Restore what `state_dict` gave, and fit the probes again."""
+        steps, routes = state["steps"], state["routes"]
+        assert isinstance(steps, int) and isinstance(routes, list)
+        self.steps = steps
+        names = Window.__dataclass_fields__
+        self.windows = {r: Window(*(state[f"window.{k}.{name}"] for name in names)) for k, r in enumerate(routes)}  # type: ignore[arg-type]
+        self.probes = {}
+        self._refit([])
