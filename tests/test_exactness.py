@@ -59,7 +59,7 @@ class Rollouts:
 def small(name, **changes):
     recipe = PRESETS[name].recipe
     if hasattr(recipe, "projection_size"):
-        changes = {"projection_size": 8} | changes
+        changes = {"projection_size": 8, "components": (2, 6)} | changes
     if hasattr(recipe, "rloo_steps") and recipe.prompt_components:
         changes = {"prompt_components": 4, "completion_components": 6, "rloo_steps": 2} | changes
     return poise.preset(name, **changes)
@@ -96,7 +96,7 @@ def test_the_baseline_of_a_replaced_rollout_stays(name, sizes, earlier_steps):
 @pytest.mark.parametrize("name", ["poise", "poise-value"])
 @pytest.mark.parametrize("size", [8, 200], ids=["primal", "dual"])
 def test_it_stays_in_primal_and_dual_form_and_with_duplicate_prompts(name, size):
-    changes = {"projection_size": size}
+    changes = {"projection_size": size, "components": (6, 100)}
     assert largest_move(small(name, **changes), GROUP_SIZES["unequal"], earlier_steps=2, duplicates=True) < 1e-9
 
 
@@ -114,10 +114,10 @@ def test_control_a_rollouts_own_features_are_noticed(monkeypatch):
 
     def own_features(prompt, completion, entropies, *args, **kwargs):
         rows = poise.evidence.evidence_rows(prompt, completion, entropies, *args, **kwargs)
-        return replace(rows, sibling_features=completion)
+        return replace(rows, sibling_states=completion)
 
     monkeypatch.setattr(learned, "evidence_rows", own_features)
-    preset = small("poise-value", evidence=("sibling_features",), penalties=(3.0,))
+    preset = small("poise-value", evidence=("sibling_states",), penalties=(3.0,), components=(6,))
     assert largest_move(preset, GROUP_SIZES["two"], earlier_steps=3) > 1e-3
 
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from poise.evidence import EVIDENCE_SETS, HIDDEN_BLOCKS, EvidenceRows, evidence_matrix
+from poise.evidence import EVIDENCE_SETS, HIDDEN_BLOCKS, EvidenceRows, Frame, evidence_matrix
 from poise.probe import LeaveOnePromptOut
 
 _PRIOR_ROWS = 64.0  # a domain's record counts as if this many rows behaved like all domains together
@@ -25,14 +25,15 @@ _FEWEST_DOMAIN_ROWS = 128  # a domain with fewer rows is not fitted alone
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to make a baseline: an evidence set, a ridge penalty (per mean row weight), and whose rows are fitted."""
+    """One way to make a baseline: evidence set, ridge penalty (per mean row weight), principal axes, whose rows."""
 
     evidence: str
     penalty: float = 0.0
+    components: int = 0
     own_domain: bool = False
 
 
-def candidates(evidence: Sequence[str], penalties: Sequence[float]) -> tuple[Candidate, ...]:
+def candidates(evidence: Sequence[str], penalties: Sequence[float], components: Sequence[int]) -> tuple[Candidate, ...]:
     """List the candidates that the switched-on evidence blocks allow, the simplest first.
 
     Sets that differ only in blocks that are switched off are one; without hidden states a single penalty serves.
@@ -47,7 +48,7 @@ def candidates(evidence: Sequence[str], penalties: Sequence[float]) -> tuple[Can
         if HIDDEN_BLOCKS.isdisjoint(allowed):
             listed.append(Candidate(name, min(penalties)))
         else:
-            listed += [Candidate(name, penalty, own) for own in (False, True) for penalty in penalties]
+            listed += [Candidate(name, p, k, own) for own in (False, True) for k in components for p in penalties]
     return tuple(listed)
 
 
@@ -56,6 +57,7 @@ def candidate_baselines(
     rows: EvidenceRows,
     weights: Float[Tensor, " rows"],
     groups: Int[Tensor, " batch"],
+    frame: Frame,
     *,
     evidence: Sequence[str],
     num_domains: int,
@@ -66,12 +68,13 @@ def candidate_baselines(
     """
     start = len(rows) - len(groups)
     out = torch.zeros(len(listed), len(groups), dtype=torch.float64)
-    for name, blocks in EVIDENCE_SETS.items():
-        common = [k for k, c in enumerate(listed) if c.evidence == name and not c.own_domain and name != "zero"]
-        own = [k for k, c in enumerate(listed) if c.evidence == name and c.own_domain]
-        if not common:
-            continue
-        columns = evidence_matrix(rows, [block for block in blocks if block in evidence], num_domains=num_domains)
+    fits = dict.fromkeys((c.evidence, c.components) for c in listed if c.evidence != "zero")
+    for name, components in fits:
+        blocks = [block for block in EVIDENCE_SETS[name] if block in evidence]
+        columns = evidence_matrix(rows, blocks, frame, components=components, num_domains=num_domains)
+        alike = [k for k, c in enumerate(listed) if (c.evidence, c.components) == (name, components)]
+        common = [k for k in alike if not listed[k].own_domain]
+        own = [k for k in alike if listed[k].own_domain]
         penalties = [listed[k].penalty for k in common]
         out[common] = LeaveOnePromptOut(columns, rows.reward, weights, groups).baselines(penalties)
         if not own:

@@ -15,22 +15,27 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from poise.baselines import sibling_means
+from torch.nn.functional import one_hot
 
-BLOCKS = ("constant", "domain", "sibling_reward", "prompt", "history", "sibling_features")
+from poise.baselines import sibling_means
+from poise.projection import PrincipalAxes, principal_axes
+
+BLOCKS = ("constant", "domain", "sibling_reward", "history", "sibling_entropies", "sibling_states", "prompt_states")
 """The blocks of evidence columns, in the order in which `EVIDENCE_SETS` switches them on."""
 
 EVIDENCE_SETS: dict[str, tuple[str, ...]] = {
     "zero": (),
     "constant": BLOCKS[:2],
     "sibling_reward": BLOCKS[:3],
-    "prompt": BLOCKS[:5],
+    "scalars": BLOCKS[:5],
+    "sibling": BLOCKS[:6],
     "all": BLOCKS,
 }
 """Nested sets of blocks, from knowing nothing to knowing everything that is allowed."""
 
-SIBLING_BLOCKS = frozenset({"sibling_reward", "sibling_features"})
-HIDDEN_BLOCKS = frozenset({"prompt", "sibling_features"})
+SIBLING_BLOCKS = frozenset({"sibling_reward", "sibling_entropies", "sibling_states"})
+FEATURE_BLOCKS = frozenset({"sibling_entropies", "sibling_states", "prompt_states"})
+HIDDEN_BLOCKS = frozenset({"sibling_states", "prompt_states"})
 
 _SCALAR_SCALE = 10.0  # a column scaled by s is penalised by penalty / s^2
 
@@ -39,8 +44,8 @@ _SCALAR_SCALE = 10.0  # a column scaled by s is penalised by penalty / s^2
 class EvidenceRows:
     """What is known for each rollout, what it earned, and how much it weighs: the raw material of evidence columns."""
 
-    prompt: Float[Tensor, "rows prompt_size"]
-    sibling_features: Float[Tensor, "rows completion_size"]
+    prompt_states: Float[Tensor, "rows prompt_size"]
+    sibling_states: Float[Tensor, "rows completion_size"]
     sibling_entropies: Float[Tensor, "rows stats"]
     sibling_reward: Float[Tensor, " rows"]
     sibling_count: Float[Tensor, " rows"]
@@ -78,12 +83,12 @@ def evidence_rows(
     """Gather, for every rollout of a batch, what its gradable siblings and its prompt's past tell."""
     own_prompt = prompt.to(torch.float64)
     sibling_prompt, count = sibling_means(own_prompt, groups, gradable)
-    features, _ = sibling_means(completion.to(torch.float64), groups, gradable)
+    states, _ = sibling_means(completion.to(torch.float64), groups, gradable)
     statistics, _ = sibling_means(entropies.to(torch.float64), groups, gradable)
     reward, _ = sibling_means(rewards[:, None], groups, gradable)
     return EvidenceRows(
-        prompt=torch.where(count[:, None] > 0, sibling_prompt, own_prompt).to(torch.float32),
-        sibling_features=features.to(torch.float32),
+        prompt_states=torch.where(count[:, None] > 0, sibling_prompt, own_prompt).to(torch.float32),
+        sibling_states=states.to(torch.float32),
         sibling_entropies=statistics.to(torch.float32),
         sibling_reward=reward[:, 0],
         sibling_count=count,
@@ -96,23 +101,52 @@ def evidence_rows(
     )
 
 
-def evidence_matrix(rows: EvidenceRows, blocks: Sequence[str], *, num_domains: int) -> Float[Tensor, "rows columns"]:
+@dataclass(frozen=True)
+class Frame:
+    """The axes on which hidden states are scored."""
+
+    prompt: PrincipalAxes
+    sibling: PrincipalAxes
+
+
+def settled_frame(rows: EvidenceRows, *, components: int) -> Frame:
+    """Principal axes of the hidden states of settled rows: of earlier steps, or of other prompts."""
+    return Frame(
+        prompt=principal_axes(rows.prompt_states, components=components),
+        sibling=principal_axes(rows.sibling_states[rows.sibling_count > 0], components=components),
+    )
+
+
+def evidence_matrix(
+    rows: EvidenceRows, blocks: Sequence[str], frame: Frame, *, components: int, num_domains: int
+) -> Float[Tensor, "rows columns"]:
     """Lay the switched-on blocks side by side as regression columns.
 
     A sibling mean of m rewards enters as its value and a 1, both times m / (m + 1), and a history of n rollouts
     likewise, so that one fit serves groups of unequal size; a rollout without siblings has a column of its own.
     """
     missing = (rows.sibling_count == 0).to(torch.float64)
+    present = (1 - missing)[:, None]
     trust = rows.sibling_count / (rows.sibling_count + 1)
     familiarity = rows.history_count / (rows.history_count + 1)
-    columns = {
-        "constant": lambda: _SCALAR_SCALE * torch.stack([torch.ones_like(missing), missing], dim=1),
-        "domain": lambda: (
-            _SCALAR_SCALE * torch.nn.functional.one_hot(rows.domain, num_domains)[:, : num_domains if num_domains > 1 else 0]
-        ),
-        "sibling_reward": lambda: _SCALAR_SCALE * torch.stack([trust * rows.sibling_reward, trust], dim=1),
-        "prompt": lambda: rows.prompt,
-        "history": lambda: _SCALAR_SCALE * torch.stack([familiarity * rows.history_reward, familiarity], dim=1),
-        "sibling_features": lambda: torch.cat([rows.sibling_features, _SCALAR_SCALE * rows.sibling_entropies], dim=1),
-    }
-    return torch.cat([columns[block]().to(torch.float64) for block in blocks], dim=1)
+
+    def columns(block: str) -> Float[Tensor, "rows columns"]:
+        match block:
+            case "constant":
+                return _SCALAR_SCALE * torch.stack([torch.ones_like(missing), missing], dim=1)
+            case "domain":
+                several = num_domains if num_domains > 1 else 0
+                return _SCALAR_SCALE * one_hot(rows.domain, num_domains)[:, :several].to(torch.float64)
+            case "sibling_reward":
+                return _SCALAR_SCALE * torch.stack([trust * rows.sibling_reward, trust], dim=1)
+            case "history":
+                return _SCALAR_SCALE * torch.stack([familiarity * rows.history_reward, familiarity], dim=1)
+            case "sibling_entropies":
+                return _SCALAR_SCALE * rows.sibling_entropies.to(torch.float64)
+            case "sibling_states":
+                return present * frame.sibling.scores(rows.sibling_states)[:, :components]
+            case "prompt_states":
+                return frame.prompt.scores(rows.prompt_states)[:, :components]
+        raise ValueError(f"evidence blocks are {', '.join(BLOCKS)}; got {block!r}")
+
+    return torch.cat([columns(block) for block in blocks], dim=1)

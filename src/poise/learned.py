@@ -13,7 +13,7 @@ from torch import Tensor
 
 from poise.batch import Batch
 from poise.choice import RiskRecord, candidate_baselines, candidates
-from poise.evidence import EvidenceRows, evidence_rows
+from poise.evidence import EvidenceRows, Frame, evidence_rows, settled_frame
 from poise.history import PromptHistory
 from poise.presets import LeaveOnePromptOutRecipe
 from poise.projection import projected_states
@@ -24,7 +24,7 @@ class LearnedBaseline:
 
     def __init__(self, recipe: LeaveOnePromptOutRecipe) -> None:
         self.recipe = recipe
-        self.candidates = candidates(recipe.evidence, recipe.penalties)
+        self.candidates = candidates(recipe.evidence, recipe.penalties, recipe.components)
         self.domains: list[str] = []
         self.history = PromptHistory(forgetting=recipe.history_forgetting, capacity=recipe.history_prompts)
         self.window: EvidenceRows | None = None
@@ -39,10 +39,11 @@ class LearnedBaseline:
         out = {}
         for target, record in self.records.items():
             weighted = self.recipe.weighted and target == "baseline"
-            predictions = self._predictions(rows, batch.groups, weighted=weighted)
-            if self.window is None:
-                in_charge = self._first_choice(new, batch.groups, weighted=weighted)
+            if self.window is None or len(self.window) == 0:
+                predictions, in_charge = self._first_predictions(new, batch.groups, weighted=weighted)
             else:
+                frame = settled_frame(self.window, components=max(self.recipe.components))
+                predictions = self._predictions(rows, batch.groups, frame, weighted=weighted)
                 in_charge = record.in_charge(domains)
             out[target] = predictions.gather(0, in_charge[None])[0], in_charge
             self._observe(record, predictions, new, weighted=weighted)
@@ -85,7 +86,7 @@ class LearnedBaseline:
         return rows.weight if weighted else rows.gradable.to(torch.float64)
 
     def _predictions(
-        self, rows: EvidenceRows, groups: Int[Tensor, " batch"], *, weighted: bool
+        self, rows: EvidenceRows, groups: Int[Tensor, " batch"], frame: Frame, *, weighted: bool
     ) -> Float[Tensor, "candidates batch"]:
         """Every candidate's baselines of the batch, none outside the rewards of other prompts."""
         predictions = candidate_baselines(
@@ -93,6 +94,7 @@ class LearnedBaseline:
             rows,
             self._weights(rows, weighted=weighted),
             groups,
+            frame,
             evidence=self.recipe.evidence,
             num_domains=len(self.domains),
         )
@@ -100,20 +102,23 @@ class LearnedBaseline:
         predictions[1:] = predictions[1:].clamp(lowest, highest)  # all but the zero baseline
         return predictions
 
-    def _first_choice(
+    def _first_predictions(
         self, new: EvidenceRows, groups: Int[Tensor, " batch"], *, weighted: bool
-    ) -> Int[Tensor, " batch"]:
-        """Choose for each half of the prompts by what the candidates would have cost on the other half."""
+    ) -> tuple[Float[Tensor, "candidates batch"], Int[Tensor, " batch"]]:
+        """Without earlier steps: axes and choice for each half of the prompts come from the other half."""
+        predictions = torch.zeros(len(self.candidates), len(groups), dtype=torch.float64)
         in_charge = torch.zeros_like(groups)
         for half in (0, 1):
             mine = groups % 2 == half
             others = new[~mine]
+            frame = settled_frame(others[others.gradable], components=max(self.recipe.components))
+            predictions[:, mine] = self._predictions(new, groups, frame, weighted=weighted)[:, mine]
             record = RiskRecord(len(self.candidates), decay=self.recipe.risk_decay)
             if len(others):
-                predictions = self._predictions(others, groups[~mine] // 2, weighted=weighted)
-                self._observe(record, predictions, others, weighted=weighted)
+                cost = self._predictions(others, groups[~mine] // 2, frame, weighted=weighted)
+                self._observe(record, cost, others, weighted=weighted)
             in_charge[mine] = record.in_charge(new.domain[mine])
-        return in_charge
+        return predictions, in_charge
 
     def _observe(
         self, record: RiskRecord, predictions: Float[Tensor, "candidates batch"], rows: EvidenceRows, *, weighted: bool

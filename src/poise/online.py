@@ -199,7 +199,8 @@ def _described(candidate: Candidate) -> str:
     if candidate.evidence == "zero":
         return "zero"
     scope = "own domain" if candidate.own_domain else "all rows"
-    return f"{candidate.evidence} (penalty {candidate.penalty:g}, {scope})"
+    axes = f", {candidate.components} axes" if candidate.components else ""
+    return f"{candidate.evidence} (penalty {candidate.penalty:g}{axes}, {scope})"
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from poise.evidence import BLOCKS, HIDDEN_BLOCKS, SIBLING_BLOCKS
+from poise.evidence import BLOCKS, FEATURE_BLOCKS, SIBLING_BLOCKS
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,12 @@ class LeaveOnePromptOutRecipe:
     weighted: bool = False
     """Weigh rows by score norms: the target is then the score-norm-weighted mean of rewards, not the value."""
     penalties: tuple[float, ...] = (3.0, 30.0, 300.0, 3000.0)
-    """Ridge penalties to choose from, per unit of mean row weight; hidden-state columns have mean square 1."""
+    """Ridge penalties to choose from, per unit of mean row weight; hidden-state columns have variance 1."""
+    components: tuple[int, ...] = (16, 64)
+    """Numbers of principal axes to choose from, for each hidden state."""
     window_rows: int = 4096
     """Rows of earlier steps that stay in the fit."""
-    projection_size: int = 128
+    projection_size: int = 256
     """Directions on which each wide hidden state is projected."""
     projection_seed: int = 0
     risk_decay: float = 0.9
@@ -49,8 +51,8 @@ class LeaveOnePromptOutRecipe:
 
     @property
     def needs_features(self) -> bool:
-        """Whether a switched-on block is read from hidden states."""
-        return not HIDDEN_BLOCKS.isdisjoint(self.evidence)
+        """Whether a switched-on block is read from a forward pass."""
+        return not FEATURE_BLOCKS.isdisjoint(self.evidence)
 
     @property
     def needs_siblings(self) -> bool:
@@ -157,7 +159,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             ),
             Preset("rloo", RewardsRecipe("rloo")),
             Preset("shrunk-rloo", LeaveOnePromptOutRecipe(evidence=("constant", "domain", "sibling_reward"))),
-            Preset("prompt-only", LeaveOnePromptOutRecipe(evidence=("constant", "domain", "prompt", "history"))),
+            Preset("prompt-only", LeaveOnePromptOutRecipe(evidence=("constant", "domain", "history", "prompt_states"))),
             Preset("group-mean", RewardsRecipe("group-mean"), exact=False),
             Preset("none", RewardsRecipe("none")),
         )

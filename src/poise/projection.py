@@ -1,10 +1,11 @@
-"""How is a wide hidden state made narrow without looking at the batch?
+"""How is a wide hidden state brought to the few directions that matter, without looking at its own batch?
 
-Every row is divided by its own root mean square and multiplied by a fixed orthonormal matrix drawn from a seed. Both
-depend on nothing but the row itself, so a projected state leaks nothing about other rows, the fit stays exact, and the
-state to save is the seed.
+First every row is divided by its own root mean square and multiplied by a fixed orthonormal matrix drawn from a seed:
+both depend on nothing but the row, and the state to save is the seed. What remains is turned into scores on principal
+axes that were settled on *other* rows: those of earlier steps. So the fit stays exact.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -25,6 +26,33 @@ def projected_states(states: Float[Tensor, "rows width"], *, size: int, seed: in
     if width <= size:
         return scaled
     return scaled @ _orthonormal(width, size, seed).to(scaled.device)
+
+
+@dataclass(frozen=True)
+class PrincipalAxes:
+    """Directions of largest variance of some settled rows, the first ones first."""
+
+    mean: Float[Tensor, " width"]
+    directions: Float[Tensor, "width components"]
+    """Orthogonal columns, each divided by the standard deviation along it."""
+
+    def scores(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows components"]:
+        """Coordinates of rows; each has variance 1 over the rows that the axes were settled on."""
+        return (rows.to(torch.float64) - self.mean) @ self.directions
+
+
+def principal_axes(rows: Float[Tensor, "rows width"], *, components: int) -> PrincipalAxes:
+    """Settle principal axes on rows; directions without variance are left out, so there may be fewer.
+
+    With no rows at all the axes have no direction.
+    """
+    rows = rows.to(torch.float64)
+    mean = rows.mean(dim=0) if len(rows) else rows.new_zeros(rows.shape[1])
+    centred = rows - mean
+    variances, axes = torch.linalg.eigh(centred.T @ centred / max(len(rows), 1))
+    variances, axes = variances.flip(0)[:components], axes.flip(1)[:, :components]
+    kept = variances > 1e-9 * variances.sum()
+    return PrincipalAxes(mean, axes[:, kept] / variances[kept].sqrt())
 
 
 @lru_cache(maxsize=8)
