@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from poise.evidence import EVIDENCE_SETS, HIDDEN_BLOCKS, EvidenceRows, Frame, evidence_matrix
+from poise.evidence import EVIDENCE_SETS, HIDDEN_BLOCKS, EvidenceMatrix, EvidenceRows
 from poise.probe import LeaveOnePromptOut
 
 _PRIOR_ROWS = 64.0  # a domain's record counts as if this many rows behaved like all domains together
@@ -54,13 +54,10 @@ def candidates(evidence: Sequence[str], penalties: Sequence[float], components: 
 
 def candidate_baselines(
     listed: Sequence[Candidate],
+    matrix: EvidenceMatrix,
     rows: EvidenceRows,
     weights: Float[Tensor, " rows"],
     groups: Int[Tensor, " batch"],
-    frame: Frame,
-    *,
-    evidence: Sequence[str],
-    num_domains: int,
 ) -> Float[Tensor, "candidates batch"]:
     """Every candidate's leave-one-prompt-out prediction of the batch, which is the last rows of `rows`.
 
@@ -68,29 +65,38 @@ def candidate_baselines(
     """
     start = len(rows) - len(groups)
     out = torch.zeros(len(listed), len(groups), dtype=torch.float64)
-    fits = dict.fromkeys((c.evidence, c.components) for c in listed if c.evidence != "zero")
-    for name, components in fits:
-        blocks = [block for block in EVIDENCE_SETS[name] if block in evidence]
-        columns = evidence_matrix(rows, blocks, frame, components=components, num_domains=num_domains)
-        alike = [k for k, c in enumerate(listed) if (c.evidence, c.components) == (name, components)]
-        common = [k for k in alike if not listed[k].own_domain]
-        own = [k for k in alike if listed[k].own_domain]
-        penalties = [listed[k].penalty for k in common]
-        out[common] = LeaveOnePromptOut(columns, rows.reward, weights, groups).baselines(penalties)
-        if not own:
+    _fill(out, listed, matrix, LeaveOnePromptOut(matrix.columns, rows.reward, weights, groups))
+    alone = [k for k, candidate in enumerate(listed) if candidate.own_domain]
+    batch_domains = rows.domain[start:].unique().tolist()
+    if not alone or (len(batch_domains) == 1 and bool((rows.domain == batch_domains[0]).all())):
+        return out
+    for domain in batch_domains:
+        inside = rows.domain == domain
+        if int(inside.sum()) < _FEWEST_DOMAIN_ROWS:
             continue
-        out[own] = out[common]
-        if num_domains < 2:
-            continue
-        for domain in rows.domain[start:].unique().tolist():
-            inside = rows.domain == domain
-            batch = inside[start:].nonzero()[:, 0]
-            if int(inside.sum()) < _FEWEST_DOMAIN_ROWS:
-                continue
-            _, own_groups = groups[batch].unique(return_inverse=True)
-            fit = LeaveOnePromptOut(columns[inside], rows.reward[inside], weights[inside], own_groups)
-            out[torch.tensor(own)[:, None], batch] = fit.baselines(penalties)
+        batch = inside[start:]
+        own_groups = groups[batch].unique(return_inverse=True)[1]
+        fit = LeaveOnePromptOut(matrix.columns[inside], rows.reward[inside], weights[inside], own_groups)
+        own = torch.zeros(len(alone), int(batch.sum()), dtype=torch.float64)
+        _fill(own, [listed[k] for k in alone], matrix, fit)
+        out[torch.tensor(alone)[:, None], batch.nonzero()[:, 0]] = own
     return out
+
+
+def _fill(
+    out: Float[Tensor, "candidates batch"], listed: Sequence[Candidate], matrix: EvidenceMatrix, fit: LeaveOnePromptOut
+) -> None:
+    """Predict by one fit for all candidates, those that differ only in whose rows they use alike."""
+    asked: dict[tuple[str, int], dict[float, list[int]]] = {}
+    for k, c in enumerate(listed):
+        asked.setdefault((c.evidence, c.components), {}).setdefault(c.penalty, []).append(k)
+    for (name, components), penalties in asked.items():
+        if name == "zero":
+            continue
+        blocks = [block for block in EVIDENCE_SETS[name] if block in matrix.blocks]
+        predictions = fit.baselines(list(penalties), columns=matrix.chosen(blocks, components=components))
+        for prediction, candidates_alike in zip(predictions, penalties.values(), strict=True):
+            out[candidates_alike] = prediction
 
 
 class RiskRecord:

@@ -8,8 +8,9 @@ positions and, attention being causal, know nothing of the completion.)
 Columns other than hidden states are scaled by a constant, so that one ridge penalty bears on them a hundred times less.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -117,16 +118,29 @@ def settled_frame(rows: EvidenceRows, *, components: int) -> Frame:
     )
 
 
-def evidence_matrix(
-    rows: EvidenceRows, blocks: Sequence[str], frame: Frame, *, components: int, num_domains: int
-) -> Float[Tensor, "rows columns"]:
+@dataclass(frozen=True)
+class EvidenceMatrix:
+    """Regression columns, and which of them belong to each block."""
+
+    columns: Float[Tensor, "rows columns"]
+    blocks: Mapping[str, range]
+
+    def chosen(self, blocks: Sequence[str], *, components: int) -> list[int]:
+        """Indices of the columns of some blocks; of hidden states, the first `components` axes only."""
+        return [
+            column
+            for block in blocks
+            for column in (self.blocks[block][:components] if block in HIDDEN_BLOCKS else self.blocks[block])
+        ]
+
+
+def evidence_matrix(rows: EvidenceRows, blocks: Sequence[str], frame: Frame, *, num_domains: int) -> EvidenceMatrix:
     """Lay the switched-on blocks side by side as regression columns.
 
     A sibling mean of m rewards enters as its value and a 1, both times m / (m + 1), and a history of n rollouts
     likewise, so that one fit serves groups of unequal size; a rollout without siblings has a column of its own.
     """
     missing = (rows.sibling_count == 0).to(torch.float64)
-    present = (1 - missing)[:, None]
     trust = rows.sibling_count / (rows.sibling_count + 1)
     familiarity = rows.history_count / (rows.history_count + 1)
 
@@ -144,9 +158,14 @@ def evidence_matrix(
             case "sibling_entropies":
                 return _SCALAR_SCALE * rows.sibling_entropies.to(torch.float64)
             case "sibling_states":
-                return present * frame.sibling.scores(rows.sibling_states)[:, :components]
+                return (1 - missing)[:, None] * frame.sibling.scores(rows.sibling_states)
             case "prompt_states":
-                return frame.prompt.scores(rows.prompt_states)[:, :components]
+                return frame.prompt.scores(rows.prompt_states)
         raise ValueError(f"evidence blocks are {', '.join(BLOCKS)}; got {block!r}")
 
-    return torch.cat([columns(block) for block in blocks], dim=1)
+    made = {block: columns(block) for block in blocks}
+    ends = list(accumulate((part.shape[1] for part in made.values()), initial=0))
+    return EvidenceMatrix(
+        torch.cat([torch.zeros(len(rows), 0, dtype=torch.float64), *made.values()], dim=1),
+        {block: range(*bounds) for block, bounds in zip(made, pairwise(ends), strict=True)},
+    )

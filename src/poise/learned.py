@@ -13,7 +13,7 @@ from torch import Tensor
 
 from poise.batch import Batch
 from poise.choice import RiskRecord, candidate_baselines, candidates
-from poise.evidence import EvidenceRows, Frame, evidence_rows, settled_frame
+from poise.evidence import BLOCKS, EvidenceMatrix, EvidenceRows, evidence_matrix, evidence_rows, settled_frame
 from poise.history import PromptHistory
 from poise.presets import LeaveOnePromptOutRecipe
 from poise.projection import projected_states
@@ -36,14 +36,15 @@ class LearnedBaseline:
         domains = self._domain_numbers(batch.domains)
         new = self._evidence(batch, domains)
         rows = new if self.window is None else self.window.followed_by(new)
+        halves = self.window is None or len(self.window) == 0
+        matrix = None if halves else self._matrix(rows, settled_on=self.window)
         out = {}
         for target, record in self.records.items():
             weighted = self.recipe.weighted and target == "baseline"
-            if self.window is None or len(self.window) == 0:
+            if matrix is None:
                 predictions, in_charge = self._first_predictions(new, batch.groups, weighted=weighted)
             else:
-                frame = settled_frame(self.window, components=max(self.recipe.components))
-                predictions = self._predictions(rows, batch.groups, frame, weighted=weighted)
+                predictions = self._predictions(matrix, rows, batch.groups, weighted=weighted)
                 in_charge = record.in_charge(domains)
             out[target] = predictions.gather(0, in_charge[None])[0], in_charge
             self._observe(record, predictions, new, weighted=weighted)
@@ -85,19 +86,17 @@ class LearnedBaseline:
     def _weights(self, rows: EvidenceRows, *, weighted: bool) -> Float[Tensor, " rows"]:
         return rows.weight if weighted else rows.gradable.to(torch.float64)
 
+    def _matrix(self, rows: EvidenceRows, *, settled_on: EvidenceRows) -> EvidenceMatrix:
+        frame = settled_frame(settled_on[settled_on.gradable], components=max(self.recipe.components))
+        blocks = [block for block in BLOCKS if block in self.recipe.evidence]
+        return evidence_matrix(rows, blocks, frame, num_domains=len(self.domains))
+
     def _predictions(
-        self, rows: EvidenceRows, groups: Int[Tensor, " batch"], frame: Frame, *, weighted: bool
+        self, matrix: EvidenceMatrix, rows: EvidenceRows, groups: Int[Tensor, " batch"], *, weighted: bool
     ) -> Float[Tensor, "candidates batch"]:
         """Every candidate's baselines of the batch, none outside the rewards of other prompts."""
-        predictions = candidate_baselines(
-            self.candidates,
-            rows,
-            self._weights(rows, weighted=weighted),
-            groups,
-            frame,
-            evidence=self.recipe.evidence,
-            num_domains=len(self.domains),
-        )
+        weights = self._weights(rows, weighted=weighted)
+        predictions = candidate_baselines(self.candidates, matrix, rows, weights, groups)
         lowest, highest = _outside_range(rows, groups)
         predictions[1:] = predictions[1:].clamp(lowest, highest)  # all but the zero baseline
         return predictions
@@ -111,11 +110,12 @@ class LearnedBaseline:
         for half in (0, 1):
             mine = groups % 2 == half
             others = new[~mine]
-            frame = settled_frame(others[others.gradable], components=max(self.recipe.components))
-            predictions[:, mine] = self._predictions(new, groups, frame, weighted=weighted)[:, mine]
+            matrix = self._matrix(new, settled_on=others)
+            predictions[:, mine] = self._predictions(matrix, new, groups, weighted=weighted)[:, mine]
             record = RiskRecord(len(self.candidates), decay=self.recipe.risk_decay)
             if len(others):
-                cost = self._predictions(others, groups[~mine] // 2, frame, weighted=weighted)
+                seen = EvidenceMatrix(matrix.columns[~mine], matrix.blocks)
+                cost = self._predictions(seen, others, groups[~mine] // 2, weighted=weighted)
                 self._observe(record, cost, others, weighted=weighted)
             in_charge[mine] = record.in_charge(new.domain[mine])
         return predictions, in_charge

@@ -15,6 +15,7 @@ Dimensions: rows = window and batch; columns = evidence columns; batch = rows of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -36,11 +37,17 @@ class LeaveOnePromptOut:
     weights: Float[Tensor, " rows"]
     groups: Int[Tensor, " batch"]
 
-    def baselines(self, penalties: Sequence[float]) -> Float[Tensor, "penalties batch"]:
+    def baselines(
+        self, penalties: Sequence[float], *, columns: Sequence[int] | None = None
+    ) -> Float[Tensor, "penalties batch"]:
         """Predict every batch row from the fit without the batch rows of its prompt.
 
         Rows of weight 0 take no part in any fit and are predicted like the others. The primal form (columns x
         columns) serves when there are at least as many rows as columns, the dual form (rows x rows) otherwise.
+
+        Args:
+            penalties: Ridge penalties, in units of the mean weight of a row.
+            columns: The columns of `evidence` that are used; default all.
 
         Raises:
             ValueError: If a penalty is not positive.
@@ -49,7 +56,8 @@ class LeaveOnePromptOut:
             raise ValueError(f"a ridge penalty must be positive, got {min(penalties)}")
         batch = len(self.groups)
         start = len(self.rewards) - batch
-        eigenvalues, coordinates, target = self._eigenbasis(start)
+        used = list(range(self.evidence.shape[1])) if columns is None else list(columns)
+        eigenvalues, coordinates, target = self._eigenbasis(used)
         outside_weight = self._mean_outside_weights()
         out = torch.empty(len(penalties), batch, dtype=torch.float64)
         for rows in rows_by_group_size(self.groups):  # (prompts, group_size)
@@ -60,24 +68,34 @@ class LeaveOnePromptOut:
                 inverse = 1 / (eigenvalues + penalty * scale[:, None])  # (prompts, columns)
                 fitted = torch.einsum("pgc,pc->pg", z, inverse * target)
                 kernel = torch.einsum("pgc,pc,phc->pgh", z, inverse, z)
-                out[k, rows] = self._without_own(fitted, kernel, w, r, rows, penalty, scale)
+                out[k, rows] = self._without_own(fitted, kernel, w, r, rows, used, penalty * scale)
         return out
 
-    def _eigenbasis(
-        self, start: int
-    ) -> tuple[Float[Tensor, " rank"], Float[Tensor, "batch rank"], Float[Tensor, " rank"]]:
-        """Eigenvalues of E'WE, the batch rows in its eigenbasis Q, and Q'E'Wr."""
+    @cached_property
+    def _gram(self) -> Float[Tensor, "columns columns"]:
         scaled = self.weights.sqrt()[:, None] * self.evidence
-        moment = self.evidence.T @ (self.weights * self.rewards)
-        rows, columns = self.evidence.shape
-        if rows >= columns:
-            eigenvalues, basis = torch.linalg.eigh(scaled.T @ scaled)
+        return scaled.T @ scaled
+
+    @cached_property
+    def _moment(self) -> Float[Tensor, " columns"]:
+        return self.evidence.T @ (self.weights * self.rewards)
+
+    def _eigenbasis(
+        self, used: list[int]
+    ) -> tuple[Float[Tensor, " rank"], Float[Tensor, "batch rank"], Float[Tensor, " rank"]]:
+        """Eigenvalues of E'WE, the batch rows in its eigenbasis Q, and Q'E'Wr, for the used columns."""
+        rows = len(self.rewards)
+        start = rows - len(self.groups)
+        if rows >= len(used):
+            eigenvalues, basis = torch.linalg.eigh(self._gram[used][:, used])
         else:
+            scaled = self.weights.sqrt()[:, None] * self.evidence[:, used]
             eigenvalues, vectors = torch.linalg.eigh(scaled @ scaled.T)
+            # Directions below rounding carry nothing but noise.
             kept = eigenvalues > eigenvalues.max().clamp(min=1e-300) * rows * torch.finfo(torch.float64).eps
             eigenvalues = eigenvalues[kept]
             basis = scaled.T @ vectors[:, kept] / eigenvalues.sqrt()
-        return eigenvalues.clamp(min=0), self.evidence[start:] @ basis, basis.T @ moment
+        return eigenvalues.clamp(min=0), self.evidence[start:, used] @ basis, basis.T @ self._moment[used]
 
     def _mean_outside_weights(self) -> Float[Tensor, " prompts"]:
         """c_S: the mean weight of the rows outside each prompt's batch rows; 1 where there are none or all are 0."""
@@ -100,8 +118,8 @@ class LeaveOnePromptOut:
         w: Float[Tensor, "prompts group_size"],
         r: Float[Tensor, "prompts group_size"],
         rows: Int[Tensor, "prompts group_size"],
-        penalty: float,
-        scale: Float[Tensor, " prompts"],
+        used: list[int],
+        penalty: Float[Tensor, " prompts"],
     ) -> Float[Tensor, "prompts group_size"]:
         group_size = rows.shape[1]
         root = w.sqrt()
@@ -113,16 +131,18 @@ class LeaveOnePromptOut:
         left = torch.where(trusted[:, None, None], identity - kernel * w[:, None, :], identity)
         out = torch.linalg.solve(left, right[:, :, None])[:, :, 0]
         for p in (~trusted).nonzero()[:, 0].tolist():
-            out[p] = self._refitted(rows[p], penalty * float(scale[p]))
+            out[p] = self._refitted(rows[p], used, float(penalty[p]))
         return out
 
-    def _refitted(self, rows: Int[Tensor, " group_size"], penalty: float) -> Float[Tensor, " group_size"]:
+    def _refitted(
+        self, rows: Int[Tensor, " group_size"], used: list[int], penalty: float
+    ) -> Float[Tensor, " group_size"]:
         """Predict the batch rows `rows` from a fit that has never seen them."""
         own = rows + len(self.rewards) - len(self.groups)
         outside = torch.ones(len(self.rewards), dtype=torch.bool)
         outside[own] = False
-        coefficients = ridge(self.evidence[outside], self.rewards[outside], self.weights[outside], penalty)
-        return self.evidence[own] @ coefficients
+        evidence = self.evidence[:, used]
+        return evidence[own] @ ridge(evidence[outside], self.rewards[outside], self.weights[outside], penalty)
 
 
 def ridge(
