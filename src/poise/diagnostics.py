@@ -58,7 +58,9 @@ class PairScoreboard:
         square = (means.sum() ** 2 - (means**2).sum()) / (prompts * (prompts - 1))
         products = ((total**2 - squares) / (n * (n - 1))).mean()
         within = ((squares - n * means**2) / (n - 1)).mean()
-        terms = torch.stack([torch.ones_like(square), within, square, products, (squares / n).mean(), (losses / n).mean()])
+        terms = torch.stack(
+            [torch.ones_like(square), within, square, products, (squares / n).mean(), (losses / n).mean()]
+        )
         self.sums = self.decay * self.sums + prompts * terms
         return self
 

@@ -15,7 +15,6 @@ from itertools import accumulate, pairwise
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
 from torch.nn.functional import one_hot
 
 from poise.baselines import sibling_means

@@ -35,9 +35,8 @@ class LearnedBaseline:
         """Baselines, values, and the index of the candidate in charge of each row; then learn from the batch."""
         domains = self._domain_numbers(batch.domains)
         new = self._evidence(batch, domains)
-        rows = new if self.window is None else self.window.followed_by(new)
-        halves = self.window is None or len(self.window) == 0
-        matrix = None if halves else self._matrix(rows, settled_on=self.window)
+        rows = self.window.followed_by(new) if self.window else new
+        matrix = self._matrix(rows, settled_on=self.window) if self.window else None
         out = {}
         for target, record in self.records.items():
             weighted = self.recipe.weighted and target == "baseline"

@@ -109,7 +109,9 @@ class OnlineBaseline:
         unknown = torch.full_like(batch.rewards, torch.nan)
         if isinstance(self._method, LearnedBaseline):
             baselines, values, chosen = self._method.step(batch)
-            first = {domain: int(k) for domain, k in zip(reversed(batch.domains), reversed(chosen.tolist()), strict=True)}
+            first = {
+                domain: int(k) for domain, k in zip(reversed(batch.domains), reversed(chosen.tolist()), strict=True)
+            }
             in_charge = {domain: _described(self._method.candidates[k]) for domain, k in sorted(first.items())}
             return baselines, values, in_charge
         if isinstance(self._method, PublishedBaseline):
@@ -131,7 +133,9 @@ class OnlineBaseline:
         spent = float((weights * batch.rewards**2).sum())
         metrics = self._scoreboard.metrics() | {
             "baseline_mean": float(baselines[batch.gradable].mean()) if batch.gradable.any() else float("nan"),
-            "weighted_risk": float((weights * (batch.rewards - baselines) ** 2).sum()) / spent if spent else float("nan"),
+            "weighted_risk": float((weights * (batch.rewards - baselines) ** 2).sum()) / spent
+            if spent
+            else float("nan"),
             "ungradable_share": 1 - float(batch.gradable.to(torch.float64).mean()),
         }
         if in_charge:

@@ -169,6 +169,4 @@ def rows_by_group_size(groups: Int[Tensor, " rows"]) -> list[Int[Tensor, "prompt
     order = torch.argsort(groups, stable=True)
     sizes = torch.bincount(groups)
     starts = sizes.cumsum(0) - sizes
-    return [
-        order[starts[sizes == size][:, None] + torch.arange(size)] for size in sizes.unique().tolist() if size > 0
-    ]
+    return [order[starts[sizes == size][:, None] + torch.arange(size)] for size in sizes.unique().tolist() if size > 0]

@@ -8,6 +8,7 @@ here; this is what poise's own baseline is measured against.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -123,19 +124,19 @@ class PublishedBaseline:
             if (route in routes or route not in self.probes) and len(window.targets) > 1:
                 self.probes[route] = fitted_probe(window, self.recipe)
 
-    def state_dict(self) -> dict[str, Tensor | int | list[str]]:
+    def state_dict(self) -> dict[str, Any]:
         """Plain arrays: the windows. The probes follow from them."""
-        state: dict[str, Tensor | int | list[str]] = {"steps": self.steps, "routes": list(self.windows)}
+        state: dict[str, Any] = {"steps": self.steps, "routes": list(self.windows)}
         for k, window in enumerate(self.windows.values()):
             state |= {f"window.{k}.{name}": getattr(window, name) for name in window.__dataclass_fields__}
         return state
 
-    def load_state_dict(self, state: dict[str, Tensor | int | list[str]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave, and fit the probes again."""
-        steps, routes = state["steps"], state["routes"]
-        assert isinstance(steps, int) and isinstance(routes, list)
-        self.steps = steps
+        self.steps = state["steps"]
         names = Window.__dataclass_fields__
-        self.windows = {r: Window(*(state[f"window.{k}.{name}"] for name in names)) for k, r in enumerate(routes)}  # type: ignore[arg-type]
+        self.windows = {
+            r: Window(*(state[f"window.{k}.{name}"] for name in names)) for k, r in enumerate(state["routes"])
+        }
         self.probes = {}
         self._refit([])

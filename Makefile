@@ -1,0 +1,53 @@
+# `make train` and `make test` do all the set-up that they need, on a fresh machine too.
+PYTHON ?= python3
+BIN := .venv/bin
+# Tests compute little at a time: one thread each is fastest, and two busy OpenMP pools on two cores crawl.
+QUIET := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
+TEST_ENV := $(QUIET) OMP_NUM_THREADS=1 MPLBACKEND=Agg
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## say what each target does
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.PHONY: install
+install: .venv/installed  ## create .venv and install poise into it, with the tested versions
+
+.PHONY: train
+train: .venv/installed  ## train the embedded model on the embedded tasks (about five minutes on two cores)
+	$(QUIET) $(BIN)/poise train
+
+.PHONY: format
+format: .venv/installed  ## format the code
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+.PHONY: check
+check: .venv/installed  ## format check, lint, types and import rules: the fast part of `make test`
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(TEST_ENV) $(BIN)/python -m pytest -q tests/test_architecture.py
+
+.PHONY: test
+test: check  ## everything that CI runs: checks and tests
+	$(TEST_ENV) $(BIN)/python -m pytest -m 'not slow and not gpu' --durations=10
+
+.PHONY: test-slow
+test-slow: .venv/installed  ## the tests that take minutes
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+
+.PHONY: test-gpu
+test-gpu: .venv/installed  ## the tests that need a CUDA device
+	$(QUIET) $(BIN)/python -m pytest -m gpu
+
+.PHONY: bench
+bench: .venv/installed  ## measure baselines and the cost of a fit; results go to benchmarks/results/
+	$(TEST_ENV) $(BIN)/python benchmarks/baseline_error.py
+	$(TEST_ENV) $(BIN)/python benchmarks/fit.py
