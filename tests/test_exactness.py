@@ -46,7 +46,9 @@ class Rollouts:
     def with_rollout_replaced(self, row, variant):
         other = object.__new__(Rollouts)
         other.__dict__ = {k: v.clone() if isinstance(v, torch.Tensor) else list(v) for k, v in self.__dict__.items()}
-        reward, weight, scale = [(1.0, 10.0, 1.0), (0.0, 0.1, 100.0), (0.37, 10.0, 0.01), (torch.nan, 0.1, 5.0)][variant]
+        reward, weight, scale = [(1.0, 10.0, 1.0), (0.0, 0.1, 100.0), (0.37, 10.0, 0.01), (torch.nan, 0.1, 5.0)][
+            variant
+        ]
         generator = torch.Generator().manual_seed(row)
         other.rewards[row] = reward
         other.weights[row] *= weight
@@ -81,7 +83,9 @@ def largest_move(preset, group_sizes, *, earlier_steps, duplicates=False):
     before = baselines(batch)
     rows = range(0, len(batch.rewards), 5)
     moves = [
-        (baselines(batch.with_rollout_replaced(row, variant))[row] - before[row]).abs() for row in rows for variant in range(4)
+        (baselines(batch.with_rollout_replaced(row, variant))[row] - before[row]).abs()
+        for row in rows
+        for variant in range(4)
     ]
     return float(torch.stack(moves).max())
 

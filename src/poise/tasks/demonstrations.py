@@ -1,8 +1,8 @@
 """What does the embedded model imitate before reinforcement learning?
 
-A pupil who knows the working of every family and does not always follow it: some states are written down wrong and built
-upon, and some answers are guessed without any working. Both grow with the difficulty. A policy trained on this knows the
-right way on nearly every prompt and takes it with a probability that differs between prompts: something to learn.
+A pupil who knows the working of every family and does not always follow it: some states are written down wrong and
+built upon, and some answers are guessed without any working. Both grow with the difficulty. A policy trained on this
+knows the right way on nearly every prompt and takes it with a probability that differs between prompts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which problems does the embedded model solve, and what is a right answer?
 
-Six families, each with a question, and a working that writes one state a step; difficulty is the number of these steps.
-The answer is whatever the working ends with when no step goes wrong, so that question, demonstration and verifier cannot
-disagree. Train and held-out problems are told apart by a hash of the prompt's text: no prompt is ever in both.
+Six families, each with a question, and a working that writes one state a step; difficulty is the number of steps.
+The answer is whatever the working ends with when no step goes wrong, so that question, demonstration and verifier
+cannot disagree. A hash of the prompt's text says on which side it lies: no prompt is ever both trained on and held out.
 """
 
 from __future__ import annotations
@@ -12,21 +12,30 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 THINK = "<think>"
 END_OF_THINKING = "</think>"
 DIFFICULTIES = range(1, 7)
-HELD_OUT_SHARE = 5  # one prompt in five is held out
+SPLITS = ("train", "heldout")
+HELD_OUT_SHARE = 5  # one prompt in five
 
-Split = Literal["train", "heldout"]
+PAIRS = {"(": ")", "[": "]", "{": "}"}
+LARGEST_CONVERTED = 99
+LONGEST_CONVERSION = 9  # steps; a slip can make a number larger, and its working must end too
+EDITS: dict[str, Callable[[str], str]] = {
+    "R": lambda text: text[::-1],  # reverse
+    "H": lambda text: text[1:],  # drop the head
+    "T": lambda text: text[:-1],  # drop the tail
+    "S": lambda text: text[-1] + text[1:-1] + text[0],  # swap the ends
+}
+
 Slip = Callable[[str], str]
 """What a step's true state becomes on paper: the same text, or another where a mistake is made."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One prompt, which ends with the token that opens the thinking, the text of the right answer, and its family's name."""
+    """A prompt, which ends with the mark that opens the thinking, the text of its answer, and its family's name."""
 
     prompt: str
     answer: str
@@ -73,9 +82,6 @@ def _sort_working(question: str, slip: Slip) -> Working:
     return Working(tuple(states[1:]), states[-1])
 
 
-PAIRS = {"(": ")", "[": "]", "{": "}"}
-
-
 def _brackets_question(rng: random.Random, difficulty: int) -> str:
     """Some brackets left open, with `difficulty` closed pairs put in anywhere, one after another."""
     text = "".join(rng.choice("([{") for _ in range(rng.randint(1, 2)))
@@ -94,8 +100,8 @@ def _brackets_working(question: str, slip: Slip) -> Working:
 
 
 def _modular_question(rng: random.Random, difficulty: int) -> str:
-    terms = "".join(rng.choice("+*") + str(rng.randint(2, 9)) for _ in range(difficulty))
-    modulus = rng.randint(4, 9)
+    modulus = rng.randint(4, 7)
+    terms = "".join(rng.choice("+*") + str(rng.randint(2, modulus - 1)) for _ in range(difficulty))
     return f"{modulus}:{rng.randrange(1, modulus)}{terms}"
 
 
@@ -109,9 +115,6 @@ def _modular_working(question: str, slip: Slip) -> Working:
     return Working(tuple(states[1:]), states[-1])
 
 
-LARGEST_CONVERTED = 99
-
-
 def _base_question(rng: random.Random, difficulty: int) -> str:
     """A number that has `difficulty` digits in a base for which there is one."""
     base = rng.choice([base for base in range(2, 7) if base ** (difficulty - 1) <= LARGEST_CONVERTED])
@@ -123,27 +126,17 @@ def _base_working(question: str, slip: Slip) -> Working:
     """Divide by the base till nothing is left: quotient, "r", remainder; the remainders from last to first."""
     base, number = int(question[0]), question[2:]
     states: list[str] = []
-    while number != "0" and len(states) < LONGEST_WORKING:
+    while number != "0" and len(states) < LONGEST_CONVERSION:
         states.append(slip(f"{int(number) // base}r{int(number) % base}"))
         number = str(int(states[-1].split("r")[0]))
     return Working(tuple(states), "".join(state[-1] for state in reversed(states)))
-
-
-LONGEST_WORKING = 9  # a slip can make a number larger: the working of such a one must end too
-EDITS: dict[str, Callable[[str], str]] = {
-    "R": lambda text: text[::-1],  # reverse
-    "H": lambda text: text[1:],  # drop the head
-    "T": lambda text: text[:-1],  # drop the tail
-    "S": lambda text: text[-1] + text[1:-1] + text[0],  # swap the ends
-    "C": lambda text: text[1:] + text[0],  # cycle by one
-}
 
 
 def _edit_question(rng: random.Random, difficulty: int) -> str:
     length = rng.randint(4, 5)
     letters, edits = "".join(rng.choice("abcdefgh") for _ in range(length)), ""
     for _ in range(difficulty):
-        edits += rng.choice("RHTSC" if length > 2 else "RSC")
+        edits += rng.choice("RHTS" if length > 2 else "RS")
         length -= edits[-1] in "HT"
     return f"{letters}:{edits}"
 
@@ -185,14 +178,12 @@ def problem(rng: random.Random, difficulty: int, *, domain: str) -> Problem:
     return Problem(prompt=prompt, answer=worked(prompt).answer, domain=domain)
 
 
-def split_of(prompt: str) -> Split:
+def split_of(prompt: str) -> str:
     """The side of the split on which a prompt lies, always and everywhere the same."""
     return "heldout" if hashlib.sha256(prompt.encode()).digest()[0] % HELD_OUT_SHARE == 0 else "train"
 
 
-def problems(
-    num: int, *, seed: int, families: Sequence[str] | None = None, split: Split = "train"
-) -> list[Problem]:
+def problems(num: int, *, seed: int, families: Sequence[str] | None = None, split: str = "train") -> list[Problem]:
     """Problems drawn evenly over families and difficulties, the same for the same arguments.
 
     Args:
@@ -207,7 +198,7 @@ def problems(
     names = list(FAMILIES) if families is None else list(families)
     if not names or (unknown := [name for name in names if name not in FAMILIES]):
         raise ValueError(f"families needs names out of {', '.join(FAMILIES)}, got {unknown if names else 'none'}")
-    if split not in ("train", "heldout"):
+    if split not in SPLITS:
         raise ValueError(f"split needs 'train' or 'heldout', got {split!r}")
     rng = random.Random(f"poise {split} {seed}")
     drawn: list[Problem] = []
@@ -219,7 +210,7 @@ def problems(
 
 
 def is_correct(completion_text: str, answer: str) -> bool:
-    """Whether the text after the end-of-thinking token is the answer; False where that token is missing or comes twice."""
+    """Whether the text after the end-of-thinking mark is the answer; False where the mark is missing or comes twice."""
     _, *answers = completion_text.split(END_OF_THINKING)
     return len(answers) == 1 and answers[0].strip() == answer
 

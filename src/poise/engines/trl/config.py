@@ -5,7 +5,7 @@ minibatch is unbiased; an option under which a baseline would be wrong is refuse
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, no_type_check
 
 from trl import GRPOConfig
 
@@ -38,10 +38,17 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
         ValueError: If the preset or one of its options is unknown, or if an option of TRL contradicts the baseline.
     """
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "preset_options"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "preset_options"]
 
     num_generations: int | None = field(
         default=2, metadata={"help": "Rollouts per prompt. A baseline read from siblings needs 2 or more."}
+    )
+    steps_per_generation: int | None = field(
+        default=None,
+        metadata={
+            "help": "Minibatches made of one generation batch. Default: twice `gradient_accumulation_steps`, so that "
+            "the features come from a forward pass that is made anyway."
+        },
     )
     loss_type: str = field(
         default="dr_grpo",
@@ -53,7 +60,8 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
         default="none", metadata={"help": "Only 'none': the advantage is reward minus baseline, divided by nothing."}
     )
     disable_dropout: bool = field(
-        default=True, metadata={"help": "Whether to disable dropout, so that features are those of the sampling policy."}
+        default=True,
+        metadata={"help": "Whether to disable dropout, so that features are those of the sampling policy."},
     )
     preset: str = field(default="poise", metadata={"help": "Name of the baseline: see `poise.preset`."})
     preset_options: dict[str, Any] | str | None = field(
@@ -105,13 +113,14 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
                 "the reward is the weighted sum of the reward functions: multi_objective_aggregation must be "
                 f"'sum_then_normalize', got {self.multi_objective_aggregation!r}"
             )
+        needs_pass = self.needs_pass  # names an unknown preset or option
         if self.loss_type not in LOSS_NORMALIZATION:
             raise ValueError(f"loss_type must be one of {sorted(LOSS_NORMALIZATION)}, got {self.loss_type!r}")
         if self.pool_tokens < 1:
             raise ValueError(f"hidden states are pooled over 1 token or more, got pool_tokens={self.pool_tokens}")
         if self.poise_feature_pass not in ("auto", "require_free"):
             raise ValueError(f"poise_feature_pass must be 'auto' or 'require_free', got {self.poise_feature_pass!r}")
-        if self.poise_feature_pass == "require_free" and self.needs_pass and not self.behaviour_pass_is_made:
+        if self.poise_feature_pass == "require_free" and needs_pass and not self.behaviour_pass_is_made:
             raise ValueError(
                 "poise_feature_pass='require_free' needs the forward pass that TRL makes when steps_per_generation "
                 "exceeds gradient_accumulation_steps or vLLM's importance sampling is corrected, got "
@@ -122,6 +131,8 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
     @property
     def resolved_preset(self) -> poise.Preset:
         """The preset with this configuration's options; `ValueError` where the name or an option is unknown."""
+        if isinstance(self.preset_options, str):  # a host's JSON option that did not begin with a brace
+            raise ValueError(f"preset_options must be a mapping or a JSON object, got {self.preset_options!r}")
         return poise.preset(self.preset, **(self.preset_options or {}))
 
     @property
@@ -133,10 +144,28 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
     @property
     def behaviour_pass_is_made(self) -> bool:
         """Whether TRL computes the log-probabilities of the policy that sampled, whatever the baseline."""
-        optimizer_steps_differ = self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations)
-        return bool(optimizer_steps_differ or (self.use_vllm and self.vllm_importance_sampling_correction))
+        assert self.steps_per_generation is not None  # TRL has filled it in
+        passes_per_generation = self.steps_per_generation * self.num_iterations
+        policy_moves_between = self.gradient_accumulation_steps % passes_per_generation != 0
+        return bool(policy_moves_between or (self.use_vllm and self.vllm_importance_sampling_correction))
 
     @property
     def loss_normalization(self) -> str:
         """What the loss divides a completion's gradient by: "constant", "token" or "sequence"."""
         return LOSS_NORMALIZATION[self.loss_type]
+
+    @property
+    def sources_of_bias(self) -> list[str]:
+        """Why the policy gradient is not exactly unbiased even in the first minibatch; empty where it is."""
+        sources = []
+        if not self.resolved_preset.exact:
+            sources.append(f"the baseline {self.preset!r} depends on the rollout that it is subtracted from")
+        if self.loss_normalization == "token":
+            sources.append(f"loss_type {self.loss_type!r} divides by a number of sampled tokens")
+        if self.loss_normalization == "sequence":
+            sources.append(f"loss_type {self.loss_type!r} divides every completion by its own length")
+        return sources
+
+
+# The host's annotations do not hold of the host's own defaults (10 stands for a float), so they are not enforced.
+no_type_check(PoiseConfig.__init__)

@@ -1,8 +1,8 @@
 """The policy that lives in the package: how is it built, and how is it loaded?
 
-The folder of this file is a plain `transformers` checkpoint (Qwen3 architecture, float16 on disk, float32 in memory) that
-`from_pretrained` and every `--model PATH` option read. The end-of-thinking mark is one token, and an ordinary one: decoding
-that leaves out special tokens keeps it, as in the tokenizers of the Qwen3 family.
+The folder of this file is a plain `transformers` checkpoint (Qwen3 architecture, float16 on disk, float32 in memory)
+that `from_pretrained` and every `--model PATH` option read. The end-of-thinking mark is one token, and an ordinary one:
+decoding that leaves out special tokens keeps it, as in the tokenizers of the Qwen3 family.
 """
 
 from __future__ import annotations

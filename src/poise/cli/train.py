@@ -1,0 +1,325 @@
+"""`poise train`: which settings were given, and how does the run go?
+
+The rule: standard output is for people and stays readable in a log file. Hosts are silent; what is wrong with the input
+is one sentence and exit code 2; Ctrl-C ends the run after the current step, with everything written.
+"""
+
+import logging
+import os
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from poise.training import Progress
+
+USEFUL_OPTIONS = {
+    "preset": "the baseline: poise, poise-value, paper, rloo, group-mean, none, ...",
+    "learning-rate": "of AdamW",
+    "num-generations": "rollouts per prompt, 2 or more",
+    "per-device-train-batch-size": "rollouts a minibatch",
+    "steps-per-generation": "minibatches a generation batch",
+    "temperature": "of sampling, in training and evaluation",
+    "max-completion-length": "tokens",
+    "loss-type": "dr_grpo leaves the gradient unbiased",
+    "beta": "KL penalty against the starting policy",
+    "save-steps": "steps from one checkpoint to the next; below 1: share of all steps",
+}
+"""What `poise train --help` shows of the options of `PoiseConfig`."""
+
+console = Console(highlight=False)
+
+
+class TrainCommand(TyperCommand):
+    """A command whose help ends with a table of options that it takes beyond its own."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help."""
+        super().format_help(ctx, formatter)
+        table = Table("option", "what", title="Options of the trainer (any field of PoiseConfig)", title_justify="left")
+        for name, text in USEFUL_OPTIONS.items():
+            table.add_row(f"--{name}", text)
+        console.print(table)
+        console.print("All of them, with their defaults: poise train --list-options")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command `train`."""
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command("train", cls=TrainCommand, context_settings=settings)(train)
+
+
+def train(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="A yaml file of settings, such as a run's config.yaml.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run. Default: date, time and task.")] = None,
+    output: Annotated[Path, typer.Option(help="The folder of all runs.")] = Path("runs"),
+    model: Annotated[str | None, typer.Option(help="'embedded' (default), or a folder with a checkpoint.")] = None,
+    families: Annotated[str | None, typer.Option(help="Families of problems, such as sum,sort. Default: all.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Updates of the policy.")] = None,
+    seed: Annotated[str | None, typer.Option(help="Of problems, sampling and training. Default: 0.")] = None,
+    eval_prompts: Annotated[str | None, typer.Option(help="Held-out problems before and after. Default: 500.")] = None,
+    list_options: Annotated[bool, typer.Option("--list-options", help="List every setting and leave.")] = False,
+) -> None:
+    """Train a language model with a baseline read from its own hidden states.
+
+    Without options: the small model of the package learns its six families of problems, in minutes on two CPU cores.
+    """
+    named = {"model": model, "families": families, "steps": steps, "seed": seed, "eval_prompts": eval_prompts}
+    with quiet_hosts():
+        if list_options:
+            return print_options()
+        try:
+            given = config_file(config) if config else {}
+            given |= {key: value for key, value in named.items() if value is not None}
+            given |= extra_options(context.args)
+            run(given, output=output, name=name)
+        except (ValueError, FileExistsError, FileNotFoundError) as error:
+            typer.echo(f"poise train: {error}", err=True)
+            raise typer.Exit(2) from error
+
+
+def config_file(path: Path) -> dict[str, Any]:
+    """The settings in a yaml file.
+
+    Raises:
+        ValueError: If it is not a mapping from names to values.
+        FileNotFoundError: If there is no such file.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not yaml: {str(error).splitlines()[0]}") from error
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{path} must map names of settings to values, got a {type(settings).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in settings.items()}
+
+
+def extra_options(arguments: list[str]) -> dict[str, Any]:
+    """Settings from `--a-name value`, `--a-name=value`, `--a-name` (True) and `--no-a-name` (False).
+
+    Raises:
+        ValueError: If a value belongs to no option, or an option comes twice.
+    """
+    given: dict[str, Any] = {}
+    waiting: str | None = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, separator, value = argument[2:].partition("=")
+            waiting = name = name.replace("-", "_")
+            if name in given:
+                raise ValueError(f"--{name.replace('_', '-')} is given twice")
+            if separator:
+                given[name], waiting = value, None
+            elif name.startswith("no_"):
+                given[name.removeprefix("no_")], waiting = False, None
+            else:
+                given[name] = True
+        elif waiting is None:
+            raise ValueError(f"{argument!r} belongs to no option")
+        else:
+            given[waiting], waiting = argument, None
+    return given
+
+
+def run(given: dict[str, Any], *, output: Path, name: str | None) -> None:
+    """Train as the given settings say, and show how it goes."""
+    from poise.run_directory import RunDirectory
+    from poise.settings import run_settings
+    from poise.training import train as trained
+
+    settings = run_settings(given)
+    config = settings.poise_config(output)  # contradictions are found before a folder is made
+    task = "-".join(settings.families or ["embedded"])
+    name = name or f"{datetime.now():%Y%m%d-%H%M%S}-{task}"
+    directory = RunDirectory.create(output / name)
+    console.print(
+        f"poise: {settings.model} model on {', '.join(settings.families or ['all families'])}; "
+        f"baseline {config.preset!r}, {settings.steps} steps, seed {settings.seed}",
+        f"results go to {directory.path}",
+        sep="\n",
+        soft_wrap=True,
+    )
+    with stop_on_interrupt() as asked, shown_progress() as watch:
+        summary = trained(settings, directory, watch=watch, stop=lambda: bool(asked))
+    print_summary(summary, directory.path)
+
+
+@contextmanager
+def quiet_hosts() -> Iterator[None]:
+    """Silence what transformers, TRL and data sets say among themselves; warnings of poise are still printed."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import datasets
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        datasets.utils.logging.set_verbosity_error()
+        datasets.disable_progress_bars()
+        for host in ("trl", "accelerate"):
+            logging.getLogger(host).setLevel(logging.ERROR)
+        shown = SentenceHandler()
+        logging.getLogger("poise").addHandler(shown)
+        try:
+            yield
+        finally:
+            logging.getLogger("poise").removeHandler(shown)
+
+
+class SentenceHandler(logging.Handler):
+    """Prints what poise warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one sentence."""
+        console.print(f"note: {record.getMessage()}", soft_wrap=True, markup=False)
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[list[int]]:
+    """A list that the first Ctrl-C puts something in; the second one interrupts at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        console.print("stopping after this step; Ctrl-C again to leave at once")
+
+    earlier = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
+@contextmanager
+def shown_progress() -> Iterator[Any]:
+    """A function that shows a `Progress`: a bar in a terminal, a line now and then in a log file."""
+    if not console.is_terminal:
+        yield PlainLines()
+        return
+    bar = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("steps, left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    task = bar.add_task("loading", total=None)
+    status = Text()
+    with Live(Group(bar, status), console=console, refresh_per_second=4):
+
+        def watch(progress: "Progress") -> None:
+            bar.update(task, description=progress.activity, completed=progress.step, total=progress.steps)
+            status.plain = status_text(progress)
+
+        yield watch
+
+
+class PlainLines:
+    """Prints a line whenever a twentieth of the steps is done, or something else happens than before."""
+
+    def __init__(self) -> None:
+        self._shown: tuple[str, int] | None = None
+        self._began = time.monotonic()
+
+    def __call__(self, progress: "Progress") -> None:
+        """Print a line if one is due."""
+        every = max(1, progress.steps // 20)
+        due = (progress.activity, progress.step // every if progress.activity == "training" else 0)
+        if due == self._shown:
+            return
+        self._shown = due
+        if progress.activity != "training":
+            console.print(progress.activity)
+        elif progress.step:
+            left = progress.seconds / progress.step * (progress.steps - progress.step)
+            console.print(
+                f"step {progress.step}/{progress.steps}  {status_text(progress)}  {clock(left)} left", soft_wrap=True
+            )
+
+
+def status_text(progress: "Progress") -> str:
+    """Reward, held-out accuracy, share of the ceiling and evidence in charge, as far as they are known."""
+    parts = []
+    if progress.reward == progress.reward:
+        parts.append(f"reward {progress.reward:.2f}")
+    if progress.held_out is not None:
+        parts.append(f"held-out {progress.held_out.accuracy:.2f}")
+    if progress.ceiling_share == progress.ceiling_share:
+        parts.append(f"ceiling share {progress.ceiling_share:.2f}")
+    if progress.in_charge:
+        counts = Counter(text.split()[0] for text in progress.in_charge.values())
+        parts.append("evidence " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
+    return "  ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def print_summary(summary: Mapping[str, Any], path: Path) -> None:
+    """What the run did, and where its files are."""
+    table = Table("held-out accuracy", "before", "after", "change")
+    rows = {
+        domain: (share, summary["accuracy_after_by_domain"][domain])
+        for domain, share in summary["accuracy_before_by_domain"].items()
+    }
+    for label, (before, after) in (rows | {"all": (summary["accuracy_before"], summary["accuracy_after"])}).items():
+        style = "bold" if label == "all" else None
+        table.add_row(label, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}", style=style)
+    console.print(table)
+    early = " (stopped early)" if summary["stopped_early"] else ""
+    console.print(
+        f"{summary['steps']} steps{early}, {summary['rollouts']} rollouts, {summary['generated_tokens']} tokens, "
+        f"{clock(summary['seconds'])} minutes",
+        f"files: {path}/summary.json, metrics.jsonl, learning_curve.png, rollouts/, checkpoints/",
+        f"again: poise train --config {path}/config.yaml",
+        sep="\n",
+        soft_wrap=True,
+    )
+
+
+def print_options() -> None:
+    """Every setting with its default and what it does."""
+    from dataclasses import MISSING, fields
+
+    from poise.engines.trl import PoiseConfig
+    from poise.settings import DECIDED_BY_RUN, EMBEDDED_DEFAULTS, OTHER_NAMES, RunSettings
+
+    hidden = {"trainer", "seed", *DECIDED_BY_RUN, *OTHER_NAMES}
+    own = [each for each in fields(RunSettings) if each.name != "trainer"]
+    for each in [*own, *(each for each in fields(PoiseConfig) if each.init and each.name not in hidden)]:
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        default = EMBEDDED_DEFAULTS.get(each.name, getattr(default, "value", default))
+        sentence = " ".join(str(each.metadata.get("help", "")).split()).split(". ")[0]
+        console.print(f"--{each.name.replace('_', '-')} ({default})  {sentence}", markup=False, soft_wrap=True)

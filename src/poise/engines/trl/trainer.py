@@ -1,0 +1,310 @@
+"""Where poise meets TRL's training loop: five overrides of `GRPOTrainer`, and nothing of the method.
+
+The rule: features come from the pass that gave the log-probabilities TRL trains with, found by object identity, so a
+pass over a reference model or an adapter switched off is never taken for the sampling policy. Features, rewards and
+prompts are gathered over all processes before siblings are paired; one process fits, and all receive its advantages.
+
+Dimensions: N rollouts of the generation batch over all processes, B of this process, C completion columns.
+"""
+
+import dataclasses
+import inspect
+import json
+import logging
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast, gather_object
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+
+import poise
+from poise.engines.trl.config import PoiseConfig
+from poise.features import Features, reasoning_mask, score_norm_weights
+from poise.hidden_states import HiddenStateCapture, capture_hidden_states, decoder_blocks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyPass:
+    """What one forward pass over this process's rollouts gave; entropies in nats at the sampling temperature."""
+
+    logprobs: Float[Tensor, "B C"]
+    entropies: Float[Tensor, "B C"]
+    features: Features | None
+
+
+class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
+    """A `trl.GRPOTrainer` whose advantages are rewards minus the baselines of `poise.OnlineBaseline`.
+
+    Takes the arguments of `GRPOTrainer`, with a `PoiseConfig` as `args`.
+
+    Attributes:
+        baseline: The `poise.OnlineBaseline`; it learns in the main process, and a checkpoint holds its state.
+        last_rollouts: The newest generation batch, one list of length N a column (`prompts`, `completions`,
+            `completion_lengths`, `rewards`, `values`, `baselines`, `advantages`, `domains`) and the `step` at which it
+            was sampled; `None` before the first batch and outside the main process.
+        last_step: The `poise.Step` of that batch, `None` likewise.
+
+    Raises:
+        TypeError: If `args` is not a `PoiseConfig`.
+        ValueError: If tools, environments or images are asked for, or a layer the model does not have.
+    """
+
+    # Open, as a list, only while a generation batch is scored: other passes are not looked at.
+    _passes: list[PolicyPass] | None = None
+    _rewards_per_func: Tensor | None = None
+    _extra_forward_said = False
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: GRPOConfig | None = None,
+        *positional: Any,
+        **named: Any,
+    ) -> None:
+        args = PoiseConfig() if args is None else args
+        if not isinstance(args, PoiseConfig):
+            raise TypeError(f"PoiseTrainer needs a PoiseConfig as args, got a {type(args).__name__}")
+        signature = inspect.signature(GRPOTrainer.__init__)
+        arguments = signature.bind(self, model, reward_funcs, args, *positional, **named).arguments
+        for name in ("tools", "environment_factory"):
+            if arguments.get(name):
+                raise ValueError(f"poise reads completions that the policy sampled whole: {name} is not supported")
+        columns = getattr(arguments.get("train_dataset"), "column_names", None) or []
+        for name in ("image", "images"):
+            if name in columns:
+                raise ValueError(f"poise trains on text alone, and the data set has a column {name!r}")
+        super().__init__(model, reward_funcs, args, *positional, **named)
+        preset = args.resolved_preset
+        self.baseline = poise.OnlineBaseline(preset)
+        self.last_rollouts: dict[str, Any] | None = None
+        self.last_step: poise.Step | None = None
+        self._needs_features = preset.needs_features
+        self._needs_pass = args.needs_pass
+        self._layers = self._checked_layers() if preset.needs_features else []
+        self._end_of_thinking_ids = self._token_ids(args.end_of_thinking)
+        if self.accelerator.is_main_process:
+            for source in args.sources_of_bias:
+                logger.warning("the policy gradient is not exactly unbiased: %s", source)
+            if not args.sources_of_bias:
+                logger.info("the policy gradient is unbiased, except where a ratio is clipped or masked")
+
+    # The pass over the rollouts: hidden states, entropies and log-probabilities.
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """TRL's pass, watched while a generation batch is scored."""
+        if self._passes is None or model is not self.model:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        kwargs["compute_entropy"] = True  # TRL's output head has computed it in any case
+        with self._capture(input_ids, attention_mask, logits_to_keep) as capture:
+            outputs = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        logprobs, entropies = outputs[:2]
+        self._passes.append(PolicyPass(logprobs, entropies, capture.features(entropies) if capture else None))
+        return outputs
+
+    def _capture(
+        self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int
+    ) -> AbstractContextManager[HiddenStateCapture | None]:
+        """The hooks for one pass; none where the preset reads no hidden states."""
+        if not self._needs_features:
+            return nullcontext()
+        attended = attention_mask.bool()
+        is_completion = torch.arange(input_ids.shape[1], device=input_ids.device) >= input_ids.shape[1] - logits_to_keep
+        completion_mask = attended & is_completion
+        reasoning, _ = reasoning_mask(input_ids, completion_mask, end_of_thinking_ids=self._end_of_thinking_ids)
+        return capture_hidden_states(
+            self.accelerator.unwrap_model(self.model),
+            attended & ~is_completion,
+            completion_mask,
+            layers=self._layers,
+            pool_tokens=self.args.pool_tokens,
+            reasoning_mask=reasoning,
+        )
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        """TRL's rewards, one column a reward function, gathered over processes; kept for the baseline."""
+        rewards_per_func: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._rewards_per_func = rewards_per_func
+        return rewards_per_func
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's generation batch with poise's advantages; evaluation is left as it is."""
+        if not self.model.training:
+            return super()._generate_and_score_completions(inputs)  # type: ignore[no-any-return]
+        self._passes = []
+        try:
+            scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
+            if "tool_mask" in scored:
+                raise ValueError("poise reads completions that the policy sampled whole: env_mask is not supported")
+            behaviour = self._behaviour_pass(scored) if self._needs_pass else None
+        finally:
+            self._passes = None
+        advantages = self._advantages(inputs, scored, behaviour)
+        first = self.accelerator.process_index * len(inputs)
+        scored["advantages"] = advantages[first : first + len(inputs)].to(scored["advantages"])
+        shown = self._logs["advantages"]
+        for _ in range(len(advantages)):
+            shown.pop()
+        shown.extend(advantages.tolist())
+        return scored
+
+    def _behaviour_pass(self, scored: dict[str, Any]) -> PolicyPass:
+        """The pass whose log-probabilities TRL trains with; one more pass where TRL needed none."""
+        assert self._passes is not None
+        old_logprobs = scored.get("old_per_token_logps")
+        found = [each for each in self._passes if each.logprobs is old_logprobs]
+        self._metrics["train"]["poise/extra_forward"].append(0.0 if found else 1.0)
+        if found:
+            return found[0]
+        if self.args.poise_feature_pass == "require_free":
+            raise ValueError("poise_feature_pass='require_free', and TRL made no forward pass over these rollouts")
+        if not self._extra_forward_said:
+            logger.warning(
+                "features cost one more forward pass per generation batch: TRL makes none when steps_per_generation "
+                "divides gradient_accumulation_steps and vLLM's importance sampling is not corrected"
+            )
+            self._extra_forward_said = True
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([scored["prompt_ids"], scored["completion_ids"]], dim=1),
+                torch.cat([scored["prompt_mask"], scored["completion_mask"]], dim=1),
+                scored["completion_ids"].shape[1],
+                batch_size=self.args.per_device_train_batch_size,
+            )
+        return self._passes[-1]
+
+    # The baseline: everything gathered, one step in the main process, advantages for all.
+
+    def _advantages(
+        self, inputs: list[dict[str, Any]], scored: dict[str, Any], behaviour: PolicyPass | None
+    ) -> Float[Tensor, "N"]:
+        """Reward minus baseline for all N rollouts, the same in every process."""
+        assert self._rewards_per_func is not None
+        rewards_per_func = self._rewards_per_func
+        rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
+        rewards[rewards_per_func.isnan().all(dim=1)] = torch.nan  # no reward function could grade it
+        completion_mask = scored["completion_mask"].bool()
+        features = weights = None
+        if behaviour is not None and behaviour.features is not None:
+            features = self._gathered_features(behaviour.features)
+        if behaviour is not None and self.baseline.preset.weighted:
+            weights = score_norm_weights(
+                behaviour.logprobs.float(),
+                behaviour.entropies.float(),
+                completion_mask,
+                loss_normalization=self.args.loss_normalization,
+            )
+            weights = self.accelerator.gather(weights).cpu()
+        prompts = gather_object([prompt_id(each["prompt"]) for each in inputs])
+        domains = gather_object([each.get(self.args.domain_column) for each in inputs])
+        completion_lengths = self.accelerator.gather(completion_mask.sum(dim=1))
+        advantages = torch.zeros_like(rewards)
+        if self.accelerator.is_main_process:
+            step = self.baseline.step(
+                features,
+                rewards.cpu().double(),
+                prompts=prompts,
+                domains=None if all(domain is None for domain in domains) else [str(domain) for domain in domains],
+                weights=weights,
+            )
+            for name, number in step.metrics.items():
+                self._metrics["train"][name].append(number)
+            ratio = scored.get("importance_sampling_ratio")
+            if ratio is not None:
+                self._metrics["train"]["poise/masked_share"].append((ratio == 0).float().mean().item())
+            self.last_step = step
+            self.last_rollouts = {
+                "step": self.state.global_step,
+                "prompts": list(self._logs["prompt"])[-len(rewards) :],
+                "completions": [completion_text(each) for each in list(self._logs["completion"])[-len(rewards) :]],
+                "completion_lengths": completion_lengths.tolist(),
+                "rewards": rewards.tolist(),
+                "values": step.values.tolist(),
+                "baselines": step.baselines.tolist(),
+                "advantages": step.advantages.tolist(),
+                "domains": domains,
+            }
+            advantages = step.advantages.to(rewards)
+        gathered: Tensor = broadcast(advantages, from_process=0)
+        return gathered
+
+    def _gathered_features(self, features: Features) -> Features:
+        """The features of all N rollouts, in the order of the rewards."""
+        fields = {each.name: getattr(features, each.name) for each in dataclasses.fields(features)}
+        return dataclasses.replace(
+            features, **{name: self.accelerator.gather(tensor).cpu() for name, tensor in fields.items()}
+        )
+
+    # Checkpoints: the state of the baseline beside TRL's own files.
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.accelerator.is_main_process:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            self.baseline.save(folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self.accelerator.is_main_process:
+            return
+        if all((Path(checkpoint) / name).exists() for name in ("poise.safetensors", "poise.json")):
+            self.baseline.restore(Path(checkpoint))
+        else:
+            warnings.warn(
+                f"{checkpoint} holds no poise.safetensors and poise.json: the baseline starts with an empty window",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    # What the model and its tokenizer have.
+
+    def _checked_layers(self) -> list[int]:
+        """The decoder layers to read; by default the one at 0.6 of the depth."""
+        _, blocks = decoder_blocks(self.accelerator.unwrap_model(self.model))
+        depth = len(blocks)
+        layers = [int(0.6 * depth)] if self.args.layers is None else list(self.args.layers)
+        for layer in layers:
+            if not 0 <= layer < depth:
+                raise ValueError(f"layer {layer} is out of range: this model has layers 0 to {depth - 1}")
+        return layers
+
+    def _token_ids(self, text: str | None) -> list[int]:
+        """The tokens of a text; none where the vocabulary cannot spell it."""
+        if text is None:
+            return []
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return [] if self._tokenizer.unk_token_id in ids else ids
+
+
+def prompt_id(prompt: str | list[dict[str, Any]]) -> str:
+    """One string per distinct prompt, text or messages: rollouts with equal strings are siblings."""
+    return json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+
+
+def completion_text(completion: str | list[dict[str, Any]]) -> str:
+    """A completion as text; of messages, the contents in order."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(str(message.get("content") or "") for message in completion)

@@ -1,0 +1,279 @@
+"""What is a training run? A policy, a task, a trainer, held-out accuracy before, during and after, and a run directory.
+
+The rule: whatever is measured leaves the training as it would have been, and whatever happened so far is on disk, so
+that a run that is stopped early ends as one that was short.
+"""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from poise.engines.trl import PoiseConfig, PoiseTrainer
+from poise.evaluate import HeldOutAccuracy, Sampling, held_out_accuracy, sampled_completions
+from poise.models.embedded import embedded_model_path
+from poise.report.learning_curve import write_learning_curve
+from poise.run_directory import RunDirectory
+from poise.settings import RunSettings
+from poise.tasks.embedded import Problem, correctness_reward, is_correct, problems
+
+HELD_OUT_SEED = 1
+"""Of the held-out problems and of the completions that are drawn for them, whatever the seed of the run."""
+MOST_TRAINING_PROMPTS = 100_000
+"""Longer runs see problems again."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. One object a run, changed as the run goes on."""
+
+    steps: int
+    """Steps that the run will take."""
+    activity: str = "loading"
+    step: int = 0
+    rollouts: int = 0
+    generated_tokens: int = 0
+    seconds: float = 0.0
+    """Since the first step began."""
+    reward: float = float("nan")
+    """Mean of the newest generation batch."""
+    ceiling_share: float = float("nan")
+    """Share of the variance that any baseline could remove, removed so far."""
+    in_charge: dict[str, str] = field(default_factory=dict)
+    """For each domain, the evidence in charge of its baselines; empty for presets that do not choose."""
+    before: HeldOutAccuracy | None = None
+    held_out: HeldOutAccuracy | None = None
+    """The newest; `before` until the first step."""
+
+
+Watch = Callable[[Progress], None]
+Stop = Callable[[], bool]
+
+
+def train(
+    settings: RunSettings,
+    directory: RunDirectory,
+    *,
+    watch: Watch = lambda progress: None,
+    stop: Stop = lambda: False,
+) -> dict[str, Any]:
+    """Train a policy and leave all of the run in its directory.
+
+    Args:
+        settings: What to train, on what, how.
+        directory: An empty run directory.
+        watch: Called whenever there is something new to see.
+        stop: Asked after every step; when it says True, the run ends as if that step had been the last.
+
+    Returns:
+        What is written to `summary.json`.
+
+    Raises:
+        ValueError: If settings contradict each other, or a family is unknown.
+    """
+    started = time.monotonic()
+    progress = Progress(steps=settings.steps)
+    watch(progress)
+    config = settings.poise_config(directory.checkpoints)
+    directory.write_config(settings.resolved(config))
+    trainer = policy_trainer(settings, config)
+    recorder = RunRecorder(trainer, settings, directory, progress, watch, stop)
+    trainer.add_callback(recorder)
+    recorder.measure_before()
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    after = recorder.accuracy_after()
+    assert progress.before is not None
+    summary = {
+        "accuracy_before": progress.before.accuracy,
+        "accuracy_after": after.accuracy,
+        "accuracy_before_by_domain": progress.before.by_domain,
+        "accuracy_after_by_domain": after.by_domain,
+        "held_out_prompts": after.num_prompts,
+        "preset": config.preset,
+        "seed": settings.seed,
+        "steps": progress.step,
+        "stopped_early": progress.step < settings.steps,
+        "rollouts": progress.rollouts,
+        "generated_tokens": progress.generated_tokens,
+        "seconds": round(time.monotonic() - started, 2),
+        "training_seconds": round(progress.seconds, 2),
+        "versions": versions(),
+    }
+    directory.write_summary(summary)
+    write_learning_curve(directory)
+    return summary
+
+
+def policy_trainer(settings: RunSettings, config: PoiseConfig) -> PoiseTrainer:
+    """The trainer of a run: its policy, tokenizer, problems and reward."""
+    path = str(embedded_model_path()) if settings.model == "embedded" else settings.model
+    options: dict[str, Any] = {"dtype": torch.float32} | dict(config.model_init_kwargs or {})
+    config.model_init_kwargs = None  # they are spent here: TRL takes them with a path only
+    trainer = PoiseTrainer(
+        AutoModelForCausalLM.from_pretrained(path, **options),
+        correctness_reward,
+        config,
+        train_dataset=training_prompts(settings, config),
+        processing_class=AutoTokenizer.from_pretrained(path, padding_side="left"),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def training_prompts(settings: RunSettings, config: PoiseConfig) -> Dataset:
+    """As many problems as the run has use for, each with its prompt, answer and domain."""
+    batches = -(-settings.steps * config.gradient_accumulation_steps // config.steps_per_generation)
+    num = batches * config.generation_batch_size // config.num_generations
+    drawn = problems(min(num, MOST_TRAINING_PROMPTS), seed=settings.seed, families=settings.families, split="train")
+    return Dataset.from_list([{"prompt": p.prompt, "answer": p.answer, "domain": p.domain} for p in drawn])
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers of a run depend on."""
+    packages = {name: version(name) for name in ("torch", "transformers", "trl", "numpy")}
+    return {"poise": version("poise-rlvr"), "python": platform.python_version()} | packages
+
+
+class RunRecorder(TrainerCallback):  # type: ignore[misc]
+    """Measures and writes while a trainer trains.
+
+    Order within a step: the host's update; then `on_step_end` writes the rollouts of a new generation batch and
+    measures held-out accuracy where it is due; then `on_log` writes the line of metrics, with that accuracy in it.
+    """
+
+    def __init__(
+        self,
+        trainer: PoiseTrainer,
+        settings: RunSettings,
+        directory: RunDirectory,
+        progress: Progress,
+        watch: Watch,
+        stop: Stop,
+    ) -> None:
+        self.trainer, self.settings, self.directory = trainer, settings, directory
+        self.progress, self.watch, self.stop = progress, watch, stop
+        self.problems = problems(
+            max(settings.eval_prompts, settings.check_prompts),
+            seed=HELD_OUT_SEED,
+            families=settings.families,
+            split="heldout",
+        )
+        self._seen: dict[str, Any] | None = None
+        self._measured: dict[str, Any] = {}
+        self._final: HeldOutAccuracy | None = None
+        self._started = time.monotonic()
+
+    def measure_before(self) -> None:
+        """Held-out accuracy of the untrained policy, as the line of step 0."""
+        self.progress.before = self._measure(self.problems[: self.settings.eval_prompts], "measuring before training")
+        self.directory.append_metrics({"step": 0, "rollouts": 0, "seconds": 0.0} | self._measured)
+        self._measured = {}
+
+    def accuracy_after(self) -> HeldOutAccuracy:
+        """Held-out accuracy after the last step; measured now if the training ended without one."""
+        if self._final is None:
+            self._final = self._measure(self.problems[: self.settings.eval_prompts], "measuring after training")
+        return self._final
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
+    ) -> None:
+        self._started = time.monotonic()
+        self.progress.activity = "training"
+        self.watch(self.progress)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
+    ) -> TrainerControl:
+        progress = self.progress
+        progress.step = state.global_step
+        progress.seconds = time.monotonic() - self._started
+        if self.trainer.last_rollouts is not self._seen:
+            self._take_rollouts()
+        stopping = self.stop()
+        every = self.settings.steps_between_checks
+        if stopping or progress.step >= progress.steps:
+            self.accuracy_after()
+            control.should_training_stop = True
+            control.should_save = control.should_log = True
+        elif every and progress.step % every == 0:
+            self._measure(self.problems[: self.settings.check_prompts], "training")
+        self.watch(progress)
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **named: Any,
+    ) -> None:
+        progress = self.progress
+        if not logs or "train_runtime" in logs:  # the host's own summary
+            return
+        line = {"step": state.global_step, "rollouts": progress.rollouts, "seconds": round(progress.seconds, 3)}
+        self.directory.append_metrics(line | logs | self._measured)
+        self._measured = {}
+
+    def _take_rollouts(self) -> None:
+        rollouts = self._seen = self.trainer.last_rollouts
+        assert rollouts is not None
+        progress, step = self.progress, self.trainer.last_step
+        self.directory.write_rollouts(
+            rollouts["step"] + 1,
+            **{
+                name: rollouts[name]
+                for name in ("prompts", "completions", "domains", "rewards", "values", "baselines", "advantages")
+            },
+        )
+        gradable = [reward for reward in rollouts["rewards"] if reward == reward]
+        progress.rollouts += len(rollouts["rewards"])
+        progress.generated_tokens += int(sum(rollouts["completion_lengths"]))
+        progress.reward = sum(gradable) / len(gradable) if gradable else float("nan")
+        if step is not None:
+            progress.ceiling_share = step.metrics.get("poise/ceiling_share", float("nan"))
+            progress.in_charge = step.in_charge
+
+    def _measure(self, held_out: list[Problem], activity: str) -> HeldOutAccuracy:
+        progress, args = self.progress, self.trainer.args
+        progress.activity = activity
+        self.watch(progress)
+        sampling = Sampling(
+            max_completion_length=args.max_completion_length,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            min_p=args.min_p,
+            repetition_penalty=args.repetition_penalty,
+        )
+        progress.held_out = held_out_accuracy(
+            held_out,
+            lambda prompts: sampled_completions(
+                self.trainer.accelerator.unwrap_model(self.trainer.model),
+                self.trainer.processing_class,
+                prompts,
+                sampling=sampling,
+                seed=HELD_OUT_SEED,
+            ),
+            is_correct=is_correct,
+        )
+        self._measured = {
+            "held_out/accuracy": progress.held_out.accuracy,
+            "held_out/prompts": progress.held_out.num_prompts,
+        } | {f"held_out/accuracy/{domain}": share for domain, share in progress.held_out.by_domain.items()}
+        return progress.held_out

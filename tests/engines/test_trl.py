@@ -1,0 +1,556 @@
+"""The TRL engine on a tiny policy: what it hands over, what it gets back, what it refuses.
+
+A recorder stands between trainer and baseline, so that every test sees exactly what crossed the seam.
+"""
+
+import json
+import logging
+import os
+import runpy
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import trl.trainer.grpo_trainer
+from conformance import (
+    END_OF_THINKING,
+    LAYERS,
+    POOL_TOKENS,
+    TEMPERATURE,
+    character_tokenizer,
+    library_advantages,
+    random_policy,
+    recorded_policy,
+    recorded_steps,
+    rollout_features,
+    stacked,
+)
+from datasets import Dataset
+from torch.testing import assert_close
+from transformers import HfArgumentParser
+from trl import GRPOConfig
+
+import poise
+from poise.engines.trl import PoiseConfig, PoiseTrainer
+from poise.engines.trl.trainer import completion_text, prompt_id
+
+pytestmark = [
+    # The hosts talk among themselves about their own deprecations.
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+]
+
+
+def share_of_digits(completions: list[str], **columns: Any) -> list[float]:
+    return [sum(character.isdigit() for character in each) / max(1, len(each)) for each in completions]
+
+
+def addition_prompts(count: int = 64) -> Dataset:
+    return Dataset.from_list([{"prompt": f"{i}+{i % 7}=", "domain": "odd" if i % 2 else "even"} for i in range(count)])
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("policy")
+    random_policy().save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+class Recorder:
+    """Stands before a baseline and keeps what its steps were given and gave back."""
+
+    def __init__(self, baseline: poise.OnlineBaseline) -> None:
+        self.baseline = baseline
+        self.given: list[dict[str, Any]] = []
+        self.gave: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.baseline, name)
+
+    def step(self, features: Any, rewards: Any, **named: Any) -> Any:
+        self.given.append({"features": features, "rewards": rewards, **named})
+        self.gave.append(self.baseline.step(features, rewards, **named))
+        return self.gave[-1]
+
+
+class RecordedTrainer(PoiseTrainer):
+    """Keeps every scored generation batch; the baseline is behind a recorder."""
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        self.baseline = Recorder(self.baseline)
+        self.scored: list[dict[str, Any]] = []
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        scored = super()._generate_and_score_completions(inputs)
+        self.scored.append(scored)
+        return scored
+
+
+@pytest.fixture
+def build(tmp_path: Path, policy_folder: str) -> Callable[..., RecordedTrainer]:
+    def trainer(
+        *,
+        model: Any = policy_folder,
+        reward: Any = share_of_digits,
+        data: Dataset | None = None,
+        named: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> RecordedTrainer:
+        settings = {
+            "per_device_train_batch_size": 16,
+            "max_completion_length": 12,
+            "max_steps": 2,
+            "learning_rate": 0.0,
+            "temperature": TEMPERATURE,
+            "bf16": False,
+            "use_cpu": True,
+            "report_to": [],
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "pool_tokens": POOL_TOKENS,
+            "end_of_thinking": END_OF_THINKING,
+        }
+        args = PoiseConfig(str(tmp_path / "run"), **(settings | options))
+        data = addition_prompts() if data is None else data
+        return RecordedTrainer(
+            model, reward, args, train_dataset=data, processing_class=character_tokenizer(), **(named or {})
+        )
+
+    return trainer
+
+
+def recomputed(trainer: RecordedTrainer, batch: int, *, layers: list[int], normalization: str = "constant") -> Any:
+    """Features and weights of a scored batch, one rollout at a time, without padding, from all hidden states."""
+    scored = trainer.scored[batch]
+    policy = trainer.accelerator.unwrap_model(trainer.model).eval()
+    rows = []
+    for prompt, prompt_mask, completion, completion_mask in zip(
+        scored["prompt_ids"], scored["prompt_mask"], scored["completion_ids"], scored["completion_mask"], strict=True
+    ):
+        rows.append(
+            rollout_features(
+                policy,
+                prompt[prompt_mask.bool()].tolist(),
+                completion[completion_mask.bool()].tolist(),
+                layers=layers,
+                pool_tokens=trainer.args.pool_tokens,
+                temperature=trainer.args.temperature,
+                end_of_thinking_ids=trainer._end_of_thinking_ids,
+                loss_normalization=normalization,
+            )
+        )
+    return stacked(rows)
+
+
+def assert_features_close(found: Any, expected: Any) -> None:
+    for name in ("prompt", "completion", "entropies"):
+        assert_close(getattr(found, name), getattr(expected, name), atol=2e-5, rtol=2e-5)
+    assert_close(found.missing, expected.missing)
+
+
+def metric(trainer: RecordedTrainer, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+# Learning.
+
+
+def test_a_policy_learns_and_every_number_stays_finite(build):
+    trainer = build(learning_rate=1e-2, max_steps=60, per_device_train_batch_size=8, steps_per_generation=4)
+    trainer.train()
+    rewards = metric(trainer, "reward")
+    assert sum(rewards[-3:]) / 3 > rewards[0] + 0.25
+    for step in trainer.baseline.gave:
+        assert step.baselines.isfinite().all()
+        assert step.advantages.isfinite().all()
+    assert metric(trainer, "poise/extra_forward") == [0.0] * len(trainer.scored)
+
+
+@pytest.mark.parametrize("preset", ["rloo", "none"])
+def test_a_preset_without_features_opens_no_pass(build, preset):
+    trainer = build(preset=preset, steps_per_generation=1)
+    trainer.train()
+    assert trainer.baseline.given[0]["features"] is None
+    assert metric(trainer, "poise/extra_forward") == []
+
+
+# What is handed over.
+
+
+def test_features_and_weights_equal_those_of_the_plain_model(build):
+    trainer = build(layers=[0, 2], temperature=0.7, loss_type="grpo", end_of_thinking="#")
+    trainer.train()
+    given = trainer.baseline.given[0]
+    features, weights = recomputed(trainer, 0, layers=[0, 2], normalization="sequence")
+    assert_features_close(given["features"], features)
+    assert_close(given["weights"], weights, atol=1e-4, rtol=1e-4)
+    assert features.missing[:, 3].any()
+    assert not features.missing[:, 3].all()
+    # The control: the features of other rollouts are told apart by this comparison.
+    assert (given["features"].completion - features.completion.flip(0)).abs().max() > 0.1
+
+
+def test_default_layer_stands_at_six_tenths_of_the_depth(build):
+    trainer = build()
+    trainer.train()
+    features, _ = recomputed(trainer, 0, layers=[2])
+    assert_features_close(trainer.baseline.given[0]["features"], features)
+
+
+def test_prompts_domains_and_rewards_are_those_of_the_rollouts(build):
+    data = Dataset.from_list([{"prompt": f"{i % 5}+1=", "domain": f"d{i % 5}"} for i in range(16)])
+    trainer = build(data=data, shuffle_dataset=False)
+    trainer.train()
+    given = trainer.baseline.given[0]
+    spelled = trainer.processing_class.batch_decode(trainer.scored[0]["prompt_ids"], skip_special_tokens=True)
+    assert given["prompts"] == [json.dumps(each) for each in spelled]
+    assert len(set(given["prompts"])) == 5
+    assert given["domains"] == [f"d{each[0]}" for each in spelled]
+    texts = trainer.processing_class.batch_decode(trainer.scored[0]["completion_ids"], skip_special_tokens=True)
+    assert_close(given["rewards"], torch.tensor(share_of_digits(texts), dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_rewards_are_weighted_sums_and_ungradable_rows_are_nan(build):
+    def sevens(completions: list[str], **columns: Any) -> list[float | None]:
+        return [None if "7" in each else 1.0 for each in completions]
+
+    def length(completions: list[str], **columns: Any) -> list[float | None]:
+        return [None if "7" in each or "8" in each else float(len(each)) for each in completions]
+
+    trainer = build(reward=[sevens, length], reward_weights=[2.0, 0.5], data=addition_prompts(32))
+    trainer.train()
+    rewards = trainer.baseline.given[0]["rewards"]
+    texts = trainer.last_rollouts["completions"]
+    expected = [float("nan") if "7" in each else 2.0 if "8" in each else 2.0 + 0.5 * len(each) for each in texts]
+    assert_close(rewards, torch.tensor(expected, dtype=torch.float64), equal_nan=True)
+    ungradable = rewards.isnan()
+    assert ungradable.any()
+    assert (trainer.scored[0]["advantages"][ungradable] == 0).all()
+
+
+def test_prompt_ids_do_not_depend_on_the_order_of_keys():
+    assert prompt_id([{"role": "user", "content": "1"}]) == prompt_id([{"content": "1", "role": "user"}])
+    assert prompt_id("1") != prompt_id("2")
+    assert completion_text([{"role": "assistant", "content": "4"}, {"role": "assistant", "content": None}]) == "4"
+
+
+# What comes back.
+
+
+def test_training_and_tables_get_the_advantages_of_the_baseline(build):
+    trainer = build()
+    trainer._logs["advantages"] = deque()  # unbounded, so that TRL's own would show
+    trainer.train()
+    advantages = trainer.baseline.gave[-1].advantages
+    assert advantages.abs().max() > 0.01
+    assert_close(trainer.scored[-1]["advantages"], advantages.float())
+    assert_close(torch.tensor(list(trainer._logs["advantages"])), advantages.float())
+    assert trainer.last_rollouts["advantages"] == advantages.tolist()
+    assert {len(column) for name, column in trainer.last_rollouts.items() if name != "step"} == {len(advantages)}
+
+
+def test_metrics_of_the_baseline_reach_the_log(build):
+    trainer = build()
+    trainer.train()
+    logged = set().union(*(set(entry) for entry in trainer.state.log_history))
+    assert set(trainer.baseline.gave[0].metrics) | {"poise/extra_forward"} <= logged
+
+
+def test_evaluation_leaves_the_baseline_alone(build):
+    trainer = build(per_device_eval_batch_size=16, named={"eval_dataset": addition_prompts(16)})
+    trainer.train()
+    steps, rollouts = len(trainer.baseline.given), trainer.last_rollouts
+    logged = trainer.evaluate()
+    assert len(trainer.baseline.given) == steps
+    assert trainer.last_rollouts is rollouts
+    assert not [name for name in logged if "poise/" in name]
+
+
+# Conformance: the recorded case.
+
+RECORD_ANEW = "if the recipe was meant to change, run `python tests/engines/conformance.py`"
+
+
+def replay(build: Callable[..., RecordedTrainer], **options: Any) -> RecordedTrainer:
+    steps = recorded_steps()
+    current = iter(steps)
+    playing = [steps[0]]
+
+    def rollouts(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        playing[0] = next(current)
+        assert prompts == playing[0].prompts
+        return {
+            "prompt_ids": playing[0].prompt_ids,
+            "completion_ids": playing[0].completion_ids,
+            "logprobs": None,
+        }
+
+    trainer = build(
+        model=recorded_policy(),
+        reward=lambda **columns: playing[0].rewards,
+        data=Dataset.from_list(
+            [
+                {"prompt": prompt, "domain": domain}
+                for step in steps
+                for prompt, domain in list(zip(step.prompts, step.domains, strict=True))[::2]
+            ]
+        ),
+        shuffle_dataset=False,
+        layers=LAYERS,
+        named={"rollout_func": rollouts},
+        **options,
+    )
+    trainer.train()
+    return trainer
+
+
+def test_library_gives_the_recorded_advantages():
+    steps = recorded_steps()
+    for found, step in zip(library_advantages(steps), steps, strict=True):
+        assert_close(found, step.advantages, atol=1e-6, rtol=0, msg=lambda text: f"{text}\n{RECORD_ANEW}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"per_device_train_batch_size": 8, "steps_per_generation": 2, "max_steps": 4},
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 4},
+        {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "steps_per_generation": 4, "max_steps": 2},
+    ],
+    ids=["minibatches", "accumulation", "extra forward"],
+)
+def test_engine_gives_the_recorded_features_and_the_library_s_advantages(build, options):
+    trainer = replay(build, **options)
+    steps = recorded_steps()
+    assert len(trainer.scored) == len(steps)
+    for given, scored, step, advantages in zip(
+        trainer.baseline.given, trainer.scored, steps, library_advantages(steps), strict=True
+    ):
+        assert_features_close(given["features"], step.features)
+        assert_close(given["weights"], step.weights, atol=1e-4, rtol=1e-5)
+        assert_close(scored["advantages"].double(), advantages, atol=1e-6, rtol=0)
+
+
+# Which pass is the behaviour pass.
+
+
+def test_adapter_reference_pass_is_not_taken_for_the_policy(build):
+    peft = pytest.importorskip("peft")
+    adapter = peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    trainer = build(layers=[2], beta=0.05, named={"peft_config": adapter})
+    trainer.train()
+    features, _ = recomputed(trainer, 0, layers=[2])
+    assert_features_close(trainer.baseline.given[0]["features"], features)
+    with trainer.accelerator.unwrap_model(trainer.model).disable_adapter():
+        reference, _ = recomputed(trainer, 0, layers=[2])
+    assert (features.completion - reference.completion).abs().max() > 0.01  # the two passes do differ
+
+
+def test_pass_of_a_reference_model_is_not_looked_at(build):
+    trainer = build(beta=0.05)
+    trainer.train()
+    assert trainer.ref_model is not None
+    assert metric(trainer, "poise/extra_forward") == [0.0]
+    features, _ = recomputed(trainer, 0, layers=[2])
+    assert_features_close(trainer.baseline.given[0]["features"], features)
+
+
+def test_extra_forward_is_made_when_unavoidable_counted_and_said_once(build, caplog):
+    trainer = build(steps_per_generation=1, max_steps=3)
+    with caplog.at_level(logging.WARNING, logger="poise"):
+        trainer.train()
+    assert metric(trainer, "poise/extra_forward") == [1.0, 1.0, 1.0]
+    assert sum("one more forward pass" in record.message for record in caplog.records) == 1
+    features, _ = recomputed(trainer, 2, layers=[2])
+    assert_features_close(trainer.baseline.given[2]["features"], features)
+
+
+def test_vllm_correction_pass_serves_without_an_extra_forward(build, monkeypatch):
+    class Sampler:
+        def __init__(self, **named: Any) -> None: ...
+
+        def sync_weights(self) -> None: ...
+
+        def generate(self, prompts: list[list[int]], **named: Any) -> Any:
+            completions = [[3 + (len(each) + i) % 9, 5, 1] for i, each in enumerate(prompts)]
+            return None, completions, [[[-2.0]] * 3 for _ in completions], None
+
+    monkeypatch.setattr(trl.trainer.grpo_trainer, "VLLMGeneration", Sampler)
+    trainer = build(use_vllm=True, steps_per_generation=1, poise_feature_pass="require_free")
+    trainer.train()
+    assert metric(trainer, "poise/extra_forward") == [0.0, 0.0]
+    features, _ = recomputed(trainer, 0, layers=[2])
+    assert_features_close(trainer.baseline.given[0]["features"], features)
+
+
+# Checkpoints.
+
+
+def test_resumed_baseline_continues_where_it_stopped(build, tmp_path):
+    trainer = build(max_steps=2, save_strategy="steps", save_steps=2)
+    trainer.train()
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    assert {"poise.safetensors", "poise.json"} <= {each.name for each in checkpoint.iterdir()}
+    resumed = build(max_steps=4)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert len(resumed.baseline.given) == 1
+    for oracle, same in ((trainer.baseline.baseline, True), (poise.OnlineBaseline(poise.preset("poise")), False)):
+        step = oracle.step(**resumed.baseline.given[0])
+        assert torch.equal(step.advantages, resumed.baseline.gave[0].advantages) is same
+
+
+def test_a_checkpoint_without_a_baseline_resumes_with_an_empty_window(build, tmp_path):
+    trainer = build(max_steps=2, save_strategy="steps", save_steps=2)
+    trainer.train()
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    (checkpoint / "poise.json").unlink()
+    resumed = build(max_steps=4)
+    with pytest.warns(UserWarning, match="starts with an empty window"):
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+    fresh = poise.OnlineBaseline(poise.preset("poise")).step(**resumed.baseline.given[0])
+    assert torch.equal(fresh.advantages, resumed.baseline.gave[0].advantages)
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"mask_truncated_completions": True}, "mask_truncated_completions=True hides truncated completions"),
+        ({"scale_rewards": "group"}, "scale_rewards must be 'none', got 'group'"),
+        ({"scale_rewards": True}, "scale_rewards must be 'none'"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, "must be 'sum_then_normalize'"),
+        ({"num_generations": 1}, "num_generations must be at least 2, got 1"),
+        ({"preset": "grpo++"}, "grpo\\+\\+"),
+        ({"preset_options": {"windw_rows": 3}}, "windw_rows"),
+        ({"preset_options": "window_rows=3"}, "must be a mapping or a JSON object, got 'window_rows=3'"),
+        ({"loss_type": "ppo"}, "loss_type must be one of"),
+        ({"pool_tokens": 0}, "got pool_tokens=0"),
+        ({"poise_feature_pass": "free"}, "must be 'auto' or 'require_free', got 'free'"),
+        ({"poise_feature_pass": "require_free", "steps_per_generation": 1}, "needs the forward pass that TRL makes"),
+    ],
+)
+def test_config_refuses(tmp_path, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        PoiseConfig(str(tmp_path), bf16=False, use_cpu=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"layers": [4]}, "layer 4 is out of range: this model has layers 0 to 3"),
+        ({"named": {"tools": [len]}}, "tools is not supported"),
+        ({"named": {"environment_factory": dict}}, "environment_factory is not supported"),
+        ({"data": Dataset.from_list([{"prompt": "1", "image": "1"}])}, "the data set has a column 'image'"),
+    ],
+)
+def test_trainer_refuses(build, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build(**options)
+
+
+def test_tokens_that_the_policy_did_not_sample_are_refused(build):
+    def rollouts(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        ids = [[3, 4]] * len(prompts)
+        return {"prompt_ids": ids, "completion_ids": ids, "logprobs": None, "env_mask": [[1, 0]] * len(prompts)}
+
+    with pytest.raises(ValueError, match="env_mask is not supported"):
+        build(named={"rollout_func": rollouts}).train()
+
+
+def test_trainer_refuses_a_plain_config(tmp_path, policy_folder):
+    with pytest.raises(TypeError, match="needs a PoiseConfig as args, got a GRPOConfig"):
+        PoiseTrainer(policy_folder, share_of_digits, GRPOConfig(str(tmp_path), bf16=False, use_cpu=True))
+
+
+def test_default_config_is_a_case_without_an_extra_forward(tmp_path):
+    for accumulation in (1, 3):
+        args = PoiseConfig(str(tmp_path), bf16=False, use_cpu=True, gradient_accumulation_steps=accumulation)
+        assert args.behaviour_pass_is_made
+        assert args.sources_of_bias == []
+        assert args.disable_dropout
+        assert args.num_generations == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "source"),
+    [
+        ({"preset": "group-mean"}, "the baseline 'group-mean' depends on the rollout"),
+        ({"loss_type": "dapo"}, "loss_type 'dapo' divides by a number of sampled tokens"),
+        ({"loss_type": "grpo"}, "loss_type 'grpo' divides every completion by its own length"),
+    ],
+)
+def test_sources_of_bias_are_said_once_at_the_start(build, caplog, options, source):
+    with caplog.at_level(logging.INFO, logger="poise"):
+        build(**options).train()
+    said = [record.message for record in caplog.records if "unbiased" in record.message]
+    assert len(said) == 1
+    assert source in said[0]
+
+
+def test_options_are_parsed_from_a_command_line(tmp_path):
+    line = f"--output_dir {tmp_path} --use_cpu --bf16 False --layers 1 3 --loss_type dapo --temperature 0.5".split()
+    (args,) = HfArgumentParser(PoiseConfig).parse_args_into_dataclasses(
+        [*line, "--preset_options", '{"window_rows": 8}']
+    )
+    assert args.layers == [1, 3]
+    assert args.resolved_preset == poise.preset("poise", window_rows=8)
+
+
+def test_quickstart_trains(tmp_path, policy_folder):
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "trl_quickstart.py"))
+    trainer = example["main"](policy_folder, str(tmp_path), max_steps=2, bf16=False, use_cpu=True, save_strategy="no")
+    assert len(trainer.last_rollouts["rewards"]) == 16
+
+
+# Several processes.
+
+TWO_PROCESSES = """
+import os, sys, torch
+sys.path.insert(0, {tests!r})
+from test_trl import addition_prompts, share_of_digits
+from conformance import character_tokenizer
+from poise.engines.trl import PoiseConfig, PoiseTrainer
+args = PoiseConfig({run!r}, per_device_train_batch_size=3, steps_per_generation=2, max_completion_length=6, max_steps=2,
+    learning_rate=0.0, bf16=False, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, num_generations=4)
+trainer = PoiseTrainer({model!r}, share_of_digits, args, train_dataset=addition_prompts(),
+    processing_class=character_tokenizer())
+given, scored = [], []
+step, score = trainer.baseline.step, trainer._generate_and_score_completions
+trainer.baseline.step = lambda *a, **k: given.append((a, k)) or step(*a, **k)
+trainer._generate_and_score_completions = lambda inputs: scored.append(score(inputs)) or scored[-1]
+trainer.train()
+rank = trainer.accelerator.process_index
+assert trainer.accelerator.num_processes == 2
+everyone = trainer.accelerator.gather(scored[0]["advantages"])
+if rank == 0:
+    (features, rewards), named = given[0]
+    assert len(features.prompt) == len(rewards) == len(named["prompts"]) == len(named["weights"]) == 12
+    assert [named["prompts"].count(each) for each in named["prompts"]] == [4] * 12  # a group lies on both processes
+    torch.testing.assert_close(everyone.double(), torch.tensor(trainer.last_rollouts["advantages"]).double())
+else:
+    assert given == [] and trainer.last_rollouts is None
+print("both sides agree")
+"""
+
+
+@pytest.mark.slow
+def test_siblings_on_two_processes_are_paired(tmp_path, policy_folder):
+    script = tmp_path / "two.py"
+    script.write_text(
+        TWO_PROCESSES.format(tests=str(Path(__file__).parent), run=str(tmp_path / "run"), model=policy_folder)
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    finished = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert finished.stdout.count("both sides agree") == 2, finished.stderr

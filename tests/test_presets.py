@@ -1,0 +1,85 @@
+"""Presets are data: what each one promises, and what is refused."""
+
+import pytest
+
+import poise
+from poise.evidence import BLOCKS
+from poise.presets import PRESETS
+
+
+def test_the_names_are_these():
+    assert list(PRESETS) == [
+        "poise",
+        "poise-value",
+        "paper",
+        "released-qwen3-4b",
+        "released-olmo3-7b",
+        "rloo",
+        "shrunk-rloo",
+        "prompt-only",
+        "group-mean",
+        "none",
+    ]
+
+
+def test_each_preset_is_listed_under_its_own_name():
+    assert all(name == preset.name and poise.preset(name) == preset for name, preset in PRESETS.items())
+
+
+def test_only_the_group_mean_is_not_exact():
+    assert [name for name, preset in PRESETS.items() if not preset.exact] == ["group-mean"]
+
+
+def test_only_poise_itself_is_weighted():
+    assert [name for name, preset in PRESETS.items() if preset.weighted] == ["poise"]
+
+
+def test_poise_sees_all_evidence_and_its_value_twin_differs_in_weights_alone():
+    assert PRESETS["poise"].recipe.evidence == BLOCKS
+    assert poise.preset("poise", weighted=False).recipe == PRESETS["poise-value"].recipe
+
+
+def test_what_each_preset_needs():
+    features = {name for name, preset in PRESETS.items() if preset.needs_features}
+    siblings = {name for name, preset in PRESETS.items() if preset.needs_siblings}
+    published = {"paper", "released-qwen3-4b", "released-olmo3-7b"}
+    assert features == {"poise", "poise-value", "prompt-only"} | published
+    assert siblings == {"rloo"} | published
+
+
+def test_sibling_evidence_alone_needs_siblings_and_anything_else_does_not():
+    assert poise.preset("poise", evidence=("sibling_states", "sibling_reward")).needs_siblings
+    assert not poise.preset("poise", evidence=("sibling_states", "constant")).needs_siblings
+    assert not poise.preset("poise", evidence=()).needs_siblings
+
+
+def test_a_changed_field_leaves_the_rest_and_the_original_alone():
+    changed = poise.preset("poise", window_rows=17, penalties=[1.0, 2.0])
+    assert (changed.recipe.window_rows, changed.recipe.penalties) == (17, (1.0, 2.0))
+    assert changed.recipe.projection_size == PRESETS["poise"].recipe.projection_size
+    assert PRESETS["poise"].recipe.window_rows == 4096
+
+
+def test_presets_cannot_be_edited_in_place():
+    with pytest.raises(TypeError):
+        PRESETS["mine"] = PRESETS["poise"]  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        PRESETS["poise"].recipe.window_rows = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "sentence"),
+    [
+        ("grpo", {}, "presets are poise, poise-value, paper, .*; got 'grpo'"),
+        ("poise", {"window": 3}, "preset 'poise' has the fields evidence, .*; got 'window'"),
+        ("rloo", {"penalty": 1.0}, "preset 'rloo' has the fields kind; got 'penalty'"),
+        ("poise", {"evidence": ("constant", "luck")}, "evidence blocks are constant, .*; got 'luck'"),
+        ("poise", {"penalties": (1.0, 0.0)}, r"penalties must be positive numbers, got \(1.0, 0.0\)"),
+        ("poise", {"penalties": ()}, r"penalties must be positive numbers, got \(\)"),
+        ("poise", {"window_rows": -1}, "window_rows must be at least 0 .* got -1 and 256"),
+        ("poise", {"projection_size": 0}, "projection_size at least 1, got 4096 and 0"),
+    ],
+)
+def test_bad_presets_are_refused_with_a_sentence(name, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        poise.preset(name, **changes)
