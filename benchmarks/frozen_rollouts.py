@@ -29,9 +29,11 @@ class FrozenRollouts:
 
     def features(self, prompts: slice, rollouts: Tensor) -> Features:
         """Features of the chosen rollouts of the chosen prompts, as rows, prompt by prompt."""
-        parts = (getattr(self, name)[prompts][:, rollouts].flatten(0, 1) for name in ("prompt", "completion", "entropies"))
+        prompt, completion, entropies = (
+            getattr(self, name)[prompts][:, rollouts].flatten(0, 1) for name in ("prompt", "completion", "entropies")
+        )
         rows = len(self.domains[prompts]) * len(rollouts)
-        return Features(*parts, torch.zeros(rows, 4, dtype=torch.bool))
+        return Features(prompt, completion, entropies, torch.zeros(rows, 4, dtype=torch.bool))
 
 
 def embedded_rollouts(
@@ -78,7 +80,9 @@ def _sampled(model, tokenizer, some, num_rollouts) -> dict[str, Tensor]:  # type
     ended = (completions == tokenizer.eos_token_id).cumsum(1)
     mask = (ended == 0) | ((ended == 1) & (completions == tokenizer.eos_token_id))
     answers = [problem.answer for problem in some for _ in range(num_rollouts)]
-    decoded = (tokenizer.decode(row[kept], skip_special_tokens=False) for row, kept in zip(completions, mask, strict=True))
+    decoded = (
+        tokenizer.decode(row[kept], skip_special_tokens=False) for row, kept in zip(completions, mask, strict=True)
+    )
     stripped = (text.replace(tokenizer.eos_token, "") for text in decoded)
     rewards = [float(is_correct(text, answer)) for text, answer in zip(stripped, answers, strict=True)]
     prompt_mask = torch.cat([encoded.attention_mask.bool(), torch.zeros_like(mask)], dim=1)
