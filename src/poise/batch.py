@@ -60,8 +60,10 @@ def checked_batch(
     if weights is None:
         weights = torch.ones(rows, dtype=torch.float64)
     weights = torch.as_tensor(weights, dtype=torch.float64).detach().cpu()
+    if weights.ndim != 1:
+        raise ValueError(f"weights must be one number a rollout, got a tensor of shape {tuple(weights.shape)}")
     domains = [""] * rows if domains is None else [str(domain) for domain in domains]
-    lengths = {"prompts": len(prompts), "domains": len(domains), "weights": weights.numel()}
+    lengths = {"prompts": len(prompts), "domains": len(domains), "weights": len(weights)}
     if features is None and needs_features:
         raise ValueError("this preset reads hidden states: features are needed, got None")
     if features is not None:
@@ -71,8 +73,9 @@ def checked_batch(
             raise ValueError(f"{name} must have one row for each of the {rows} rewards, got {length}")
     if torch.isinf(rewards).any():
         raise ValueError("rewards must be finite, or NaN where a rollout is not gradable; got an infinite one")
-    if not (weights.isfinite() & (weights >= 0)).all():
-        raise ValueError("weights must be finite and not negative, got " + str(weights[~(weights >= 0)][:1].tolist()))
+    bad = ~(weights.isfinite() & (weights >= 0))
+    if bad.any():
+        raise ValueError(f"weights must be finite and not negative, got {float(weights[bad][0])}")
     if features is not None:
         features = _finite(features)
     gradable = ~rewards.isnan()

@@ -41,7 +41,7 @@ class LearnedBaseline:
         for target, record in self.records.items():
             weighted = self.recipe.weighted and target == "baseline"
             if matrix is None:
-                predictions, in_charge = self._first_predictions(new, batch.groups, weighted=weighted)
+                predictions, in_charge = self._first_predictions(new, batch, weighted=weighted)
             else:
                 predictions = self._predictions(matrix, rows, batch.groups, weighted=weighted)
                 in_charge = record.in_charge(domains)
@@ -101,20 +101,24 @@ class LearnedBaseline:
         return predictions
 
     def _first_predictions(
-        self, new: EvidenceRows, groups: Int[Tensor, " batch"], *, weighted: bool
+        self, new: EvidenceRows, batch: Batch, *, weighted: bool
     ) -> tuple[Float[Tensor, "candidates batch"], Int[Tensor, " batch"]]:
         """Without earlier steps: axes and choice for each half of the prompts come from the other half."""
+        groups = batch.groups
         predictions = torch.zeros(len(self.candidates), len(groups), dtype=torch.float64)
         in_charge = torch.zeros_like(groups)
+        # By the rank of the prompts' keys: balanced, and blind to the order of rows and to what was sampled.
+        halves = torch.tensor(batch.keys).unique(return_inverse=True)[1] % 2
         for half in (0, 1):
-            mine = groups % 2 == half
+            mine = halves == half
             others = new[~mine]
             matrix = self._matrix(new, settled_on=others)
             predictions[:, mine] = self._predictions(matrix, new, groups, weighted=weighted)[:, mine]
             record = RiskRecord(len(self.candidates), decay=self.recipe.risk_decay)
             if len(others):
                 seen = EvidenceMatrix(matrix.columns[~mine], matrix.blocks)
-                cost = self._predictions(seen, others, groups[~mine] // 2, weighted=weighted)
+                renumbered = groups[~mine].unique(return_inverse=True)[1]
+                cost = self._predictions(seen, others, renumbered, weighted=weighted)
                 self._observe(record, cost, others, weighted=weighted)
             in_charge[mine] = record.in_charge(new.domain[mine])
         return predictions, in_charge

@@ -2,7 +2,7 @@
 
 The current batch takes part in its own fit, and every prompt S gets its baseline from the fit without its current
 rows: exactly, for every prompt and every penalty, from one eigendecomposition. With E the evidence of all rows
-(window and batch), w >= 0 their weights, W = diag(w) and c_S the mean weight of the rows outside S,
+(window and batch), w >= 0 their weights, W = diag(w) and c_S the mean of the positive weights outside S,
 
     A_S = E'WE + penalty * c_S * I,   K_S = E_S A_S^-1 E_S'
     b_S = (I - K_S W_S)^-1 (E_S A_S^-1 E'Wr - K_S W_S r_S)
@@ -98,18 +98,19 @@ class LeaveOnePromptOut:
         return eigenvalues.clamp(min=0), self.evidence[start:, used] @ basis, basis.T @ self._moment[used]
 
     def _mean_outside_weights(self) -> Float[Tensor, " prompts"]:
-        """c_S: the mean weight of the rows outside each prompt's batch rows; 1 where there are none or all are 0."""
+        """c_S: mean of the positive weights of rows outside each prompt's batch rows; 1 where there are none."""
         start = len(self.rewards) - len(self.groups)
         num_prompts = int(self.groups.max()) + 1
-        own = torch.zeros(num_prompts, dtype=torch.float64).index_add_(0, self.groups, self.weights[start:])
-        own_count = torch.bincount(self.groups, minlength=num_prompts).to(torch.float64)
-        # Added up from both sides of the prompt: total - own would carry the rounding of a huge own weight.
-        before, after = own.cumsum(0), own.flip(0).cumsum(0).flip(0)
-        others = torch.zeros_like(own)
-        others[1:] += before[:-1]
-        others[:-1] += after[1:]
-        mean = (self.weights[:start].sum() + others) / (len(self.rewards) - own_count).clamp(min=1)
-        return torch.where(mean > 0, mean, 1.0)
+        window, batch = self.weights[:start], self.weights[start:]
+
+        def outside(amounts: Float[Tensor, " batch"], elsewhere: Tensor) -> Float[Tensor, " prompts"]:
+            # Added up from both sides of the prompt: total - own would carry the rounding of a huge own weight.
+            own = torch.zeros(num_prompts + 2, dtype=torch.float64).index_add_(0, self.groups + 1, amounts)
+            return elsewhere + own.cumsum(0)[:-2] + own.flip(0).cumsum(0).flip(0)[2:]
+
+        total = outside(batch, window.sum())
+        count = outside((batch > 0).to(torch.float64), (window > 0).sum())
+        return torch.where(count > 0, total / count.clamp(min=1), 1.0)
 
     def _without_own(
         self,

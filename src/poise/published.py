@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -32,12 +33,12 @@ class Window:
     entropies: Float[Tensor, "rows stats"]
     targets: Float[Tensor, " rows"]
 
-    def followed_by(self, later: "Window", *, keep: int) -> "Window":
-        """These rows, then `later`'s, the last `keep` of them."""
+    def followed_by(self, later: "Window") -> "Window":
+        """These rows, then `later`'s."""
         pairs = [(getattr(self, name), getattr(later, name)) for name in self.__dataclass_fields__]
-        return Window(*(torch.cat(pair)[-keep:] for pair in pairs))
+        return Window(*(torch.cat(pair) for pair in pairs))
 
-    def __getitem__(self, rows: Tensor) -> "Window":
+    def __getitem__(self, rows: Tensor | slice) -> "Window":
         return Window(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
@@ -69,7 +70,8 @@ def _reduction(part: Part, components: int | None) -> Callable[[Part], Part]:
         return lambda rows: rows
     from sklearn.decomposition import PCA
 
-    pca = PCA(min(components, *part.shape), svd_solver="randomized", random_state=_PCA_SEED).fit(part.numpy())
+    with np.errstate(invalid="ignore"):  # rows that are all alike have no variance to explain
+        pca = PCA(min(components, *part.shape), svd_solver="randomized", random_state=_PCA_SEED).fit(part.numpy())
     mean, axes = torch.from_numpy(pca.mean_), torch.from_numpy(pca.components_)
     return lambda rows: (rows - mean) @ axes.T
 
@@ -113,7 +115,7 @@ class PublishedBaseline:
             new = rows[inside & gradable & (siblings > 0)]
             keep = self.recipe.domain_window_rows.get(route, self.recipe.window_rows)
             window = self.windows.get(route)
-            self.windows[route] = new if window is None else window.followed_by(new, keep=keep)
+            self.windows[route] = (new if window is None else window.followed_by(new))[slice(-keep, None)]
         self._refit(list(index))
         return baselines, values
 
@@ -134,9 +136,9 @@ class PublishedBaseline:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave, and fit the probes again."""
         self.steps = state["steps"]
-        names = Window.__dataclass_fields__
         self.windows = {
-            r: Window(*(state[f"window.{k}.{name}"] for name in names)) for k, r in enumerate(state["routes"])
+            route: Window(*(state[f"window.{k}.{name}"] for name in Window.__dataclass_fields__))
+            for k, route in enumerate(state["routes"])
         }
         self.probes = {}
         self._refit([])

@@ -6,7 +6,8 @@ that a run that is stopped early ends as one that was short.
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -43,7 +44,7 @@ class Progress:
 
     steps: int
     """Steps that the run will take."""
-    activity: str = "loading"
+    activity: str = ""
     step: int = 0
     rollouts: int = 0
     generated_tokens: int = 0
@@ -64,58 +65,73 @@ Watch = Callable[[Progress], None]
 Stop = Callable[[], bool]
 
 
-def train(
-    settings: RunSettings,
-    directory: RunDirectory,
-    *,
-    watch: Watch = lambda progress: None,
-    stop: Stop = lambda: False,
-) -> dict[str, Any]:
-    """Train a policy and leave all of the run in its directory.
+class TrainingRun:
+    """A run that is ready to start: policy and problems are loaded, `config.yaml` is written.
 
     Args:
         settings: What to train, on what, how.
         directory: An empty run directory.
-        watch: Called whenever there is something new to see.
-        stop: Asked after every step; when it says True, the run ends as if that step had been the last.
-
-    Returns:
-        What is written to `summary.json`.
 
     Raises:
-        ValueError: If settings contradict each other, or a family is unknown.
+        ValueError: If settings contradict each other, or ask for what the model does not have.
     """
-    started = time.monotonic()
-    progress = Progress(steps=settings.steps)
-    watch(progress)
-    config = settings.poise_config(directory.checkpoints)
-    directory.write_config(settings.resolved(config))
-    trainer = policy_trainer(settings, config)
-    recorder = RunRecorder(trainer, settings, directory, progress, watch, stop)
-    trainer.add_callback(recorder)
-    recorder.measure_before()
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    after = recorder.accuracy_after()
-    assert progress.before is not None
-    summary = {
-        "accuracy_before": progress.before.accuracy,
-        "accuracy_after": after.accuracy,
-        "accuracy_before_by_domain": progress.before.by_domain,
-        "accuracy_after_by_domain": after.by_domain,
-        "held_out_prompts": after.num_prompts,
-        "preset": config.preset,
-        "seed": settings.seed,
-        "steps": progress.step,
-        "stopped_early": progress.step < settings.steps,
-        "rollouts": progress.rollouts,
-        "generated_tokens": progress.generated_tokens,
-        "seconds": round(time.monotonic() - started, 2),
-        "training_seconds": round(progress.seconds, 2),
-        "versions": versions(),
-    }
-    directory.write_summary(summary)
-    write_learning_curve(directory)
-    return summary
+
+    def __init__(self, settings: RunSettings, directory: RunDirectory) -> None:
+        self.settings, self.directory = settings, directory
+        self._created = time.monotonic()
+        config = settings.poise_config(directory.checkpoints)
+        resolved = settings.resolved(config)
+        self.trainer = policy_trainer(settings, config)
+        directory.write_config(resolved)
+
+    def train(self, *, watch: Watch = lambda progress: None, stop: Stop = lambda: False) -> dict[str, Any]:
+        """Train the policy and leave all of the run in its directory.
+
+        Args:
+            watch: Called whenever there is something new to see.
+            stop: Asked after every step; when it says True, the run ends as if that step had been the last.
+
+        Returns:
+            What is written to `summary.json`.
+        """
+        progress = Progress(steps=self.settings.steps)
+        recorder = RunRecorder(self.trainer, self.settings, self.directory, progress, watch, stop)
+        self.trainer.add_callback(recorder)
+        with torch_threads(self.settings.torch_threads):
+            recorder.measure_before()
+            self.trainer.train(resume_from_checkpoint=self.trainer.args.resume_from_checkpoint)
+            after = recorder.accuracy_after()
+        assert progress.before is not None
+        summary = {
+            "accuracy_before": progress.before.accuracy,
+            "accuracy_after": after.accuracy,
+            "accuracy_before_by_domain": progress.before.by_domain,
+            "accuracy_after_by_domain": after.by_domain,
+            "held_out_prompts": after.num_prompts,
+            "preset": self.trainer.args.preset,
+            "seed": self.settings.seed,
+            "steps": progress.step,
+            "stopped_early": progress.step < self.settings.steps,
+            "rollouts": progress.rollouts,
+            "generated_tokens": progress.generated_tokens,
+            "seconds": round(time.monotonic() - self._created, 2),
+            "training_seconds": round(progress.seconds, 2),
+            "versions": versions(),
+        }
+        self.directory.write_summary(summary)
+        write_learning_curve(self.directory)
+        return summary
+
+
+@contextmanager
+def torch_threads(num: int | None) -> Iterator[None]:
+    """Let torch use that many threads inside; None changes nothing."""
+    earlier = torch.get_num_threads()
+    torch.set_num_threads(earlier if num is None else num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(earlier)
 
 
 def policy_trainer(settings: RunSettings, config: PoiseConfig) -> PoiseTrainer:

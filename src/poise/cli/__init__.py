@@ -16,10 +16,11 @@ app = typer.Typer(
 train.add_to(app)
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"poise {version('poise-rlvr')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

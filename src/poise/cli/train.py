@@ -7,7 +7,6 @@ is one sentence and exit code 2; Ctrl-C ends the run after the current step, wit
 import logging
 import os
 import signal
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -26,7 +26,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from poise.training import Progress
+    from poise.training import Progress, TrainingRun
 
 USEFUL_OPTIONS = {
     "preset": "the baseline: poise, poise-value, paper, rloo, group-mean, none, ...",
@@ -48,10 +48,13 @@ console = Console(highlight=False)
 class TrainCommand(TyperCommand):
     """A command whose help ends with a table of options that it takes beyond its own."""
 
+    context_class = typer.Context  # what `train` says it takes; typer itself hands over the parent class
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help."""
         super().format_help(ctx, formatter)
-        table = Table("option", "what", title="Options of the trainer (any field of PoiseConfig)", title_justify="left")
+        table = Table(box=None, show_header=False, padding=(0, 1))
+        console.print("Options of the trainer: any field of PoiseConfig. The most useful are")
         for name, text in USEFUL_OPTIONS.items():
             table.add_row(f"--{name}", text)
         console.print(table)
@@ -85,13 +88,15 @@ def train(
         if list_options:
             return print_options()
         try:
-            given = config_file(config) if config else {}
-            given |= {key: value for key, value in named.items() if value is not None}
-            given |= extra_options(context.args)
-            run(given, output=output, name=name)
+            of_file = config_file(config) if config else {}
+            of_line = {key: value for key, value in named.items() if value is not None} | extra_options(context.args)
+            ready = announced_run(of_file, of_line, output=output, name=name)
         except (ValueError, FileExistsError, FileNotFoundError) as error:
             typer.echo(f"poise train: {error}", err=True)
             raise typer.Exit(2) from error
+        with stop_on_interrupt() as asked, shown_progress() as watch:
+            summary = ready.train(watch=watch, stop=lambda: bool(asked))
+        print_summary(summary, ready.directory.path)
 
 
 def config_file(path: Path) -> dict[str, Any]:
@@ -141,27 +146,32 @@ def extra_options(arguments: list[str]) -> dict[str, Any]:
     return given
 
 
-def run(given: dict[str, Any], *, output: Path, name: str | None) -> None:
-    """Train as the given settings say, and show how it goes."""
+def announced_run(
+    of_file: Mapping[str, Any], of_line: Mapping[str, Any], *, output: Path, name: str | None
+) -> "TrainingRun":
+    """The run that the settings of a file and, before them, of the command line ask for; says what and where it is.
+
+    Raises:
+        ValueError: If settings are unknown, wrong or contradict each other.
+        FileExistsError: If its folder is in use.
+    """
     from poise.run_directory import RunDirectory
     from poise.settings import run_settings
-    from poise.training import train as trained
+    from poise.training import TrainingRun
 
-    settings = run_settings(given)
+    settings = run_settings(of_file, of_line)
     config = settings.poise_config(output)  # contradictions are found before a folder is made
     task = "-".join(settings.families or ["embedded"])
-    name = name or f"{datetime.now():%Y%m%d-%H%M%S}-{task}"
-    directory = RunDirectory.create(output / name)
+    directory = RunDirectory.create(output / (name or f"{datetime.now():%Y%m%d-%H%M%S}-{task}"))
     console.print(
         f"poise: {settings.model} model on {', '.join(settings.families or ['all families'])}; "
         f"baseline {config.preset!r}, {settings.steps} steps, seed {settings.seed}",
         f"results go to {directory.path}",
         sep="\n",
         soft_wrap=True,
+        markup=False,
     )
-    with stop_on_interrupt() as asked, shown_progress() as watch:
-        summary = trained(settings, directory, watch=watch, stop=lambda: bool(asked))
-    print_summary(summary, directory.path)
+    return TrainingRun(settings, directory)
 
 
 @contextmanager
@@ -173,6 +183,8 @@ def quiet_hosts() -> Iterator[None]:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", message=".*poise")
+        warnings.showwarning = lambda message, *rest: print_note(str(message))
         import datasets
         import transformers
 
@@ -191,14 +203,19 @@ def quiet_hosts() -> Iterator[None]:
 
 
 class SentenceHandler(logging.Handler):
-    """Prints what poise warns of."""
+    """Prints what poise logs as a warning."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one sentence."""
-        console.print(f"note: {record.getMessage()}", soft_wrap=True, markup=False)
+        print_note(record.getMessage())
+
+
+def print_note(sentence: str) -> None:
+    """Say something that matters and is no error."""
+    console.print(f"note: {sentence}", soft_wrap=True, markup=False)
 
 
 @contextmanager
@@ -233,7 +250,7 @@ def shown_progress() -> Iterator[Any]:
         TimeRemainingColumn(),
         console=console,
     )
-    task = bar.add_task("loading", total=None)
+    task = bar.add_task("", total=None)
     status = Text()
     with Live(Group(bar, status), console=console, refresh_per_second=4):
 
@@ -249,7 +266,6 @@ class PlainLines:
 
     def __init__(self) -> None:
         self._shown: tuple[str, int] | None = None
-        self._began = time.monotonic()
 
     def __call__(self, progress: "Progress") -> None:
         """Print a line if one is due."""
@@ -289,7 +305,7 @@ def clock(seconds: float) -> str:
 
 def print_summary(summary: Mapping[str, Any], path: Path) -> None:
     """What the run did, and where its files are."""
-    table = Table("held-out accuracy", "before", "after", "change")
+    table = Table("held-out accuracy", "before", "after", "change", box=SIMPLE_HEAD)
     rows = {
         domain: (share, summary["accuracy_after_by_domain"][domain])
         for domain, share in summary["accuracy_before_by_domain"].items()

@@ -6,13 +6,12 @@ The rule: both lines are drawn from `metrics.jsonl` alone, so that the picture c
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from poise.run_directory import RunDirectory
 
 _REWARD, _HELD_OUT, _INK = "#8aa1b8", "#c2410c", "#444444"
+_NO_DATE: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}}
 
 
 def learning_curve(metrics: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
@@ -51,7 +50,7 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]], *, title: str = "") -> 
             label="accuracy on held-out problems",
         )
     lowest, highest = axes.get_ylim()
-    if 0 <= lowest and highest <= 1.05:
+    if lowest >= 0 and highest <= 1.05:
         axes.set_ylim(0, 1)
     axes.set_xlabel("steps")
     axes.set_ylabel("share of right answers")
@@ -73,7 +72,7 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]], *, title: str = "") -> 
     return figure
 
 
-def running_means(numbers: Sequence[float], *, memory: float = 0.9) -> list[float]:
+def running_means(numbers: Sequence[float], *, memory: float = 0.75) -> list[float]:
     """For each number the mean of it and all before it, weighing each earlier one `memory` times its successor."""
     means: list[float] = []
     total = weight = 0.0
@@ -86,5 +85,5 @@ def running_means(numbers: Sequence[float], *, memory: float = 0.9) -> list[floa
 def write_learning_curve(directory: RunDirectory) -> None:
     """Draw a run's `learning_curve.png` and `learning_curve.svg`."""
     figure = learning_curve(directory.read_metrics(), title=directory.path.name)
-    FigureCanvasAgg(figure).print_png(str(directory.path / "learning_curve.png"))
-    FigureCanvasSVG(figure).print_svg(str(directory.path / "learning_curve.svg"))
+    for ending in ("png", "svg"):
+        figure.savefig(directory.path / f"learning_curve.{ending}", dpi=150, metadata=_NO_DATE[ending])
