@@ -28,10 +28,11 @@ EVIDENCE_SETS: dict[str, tuple[str, ...]] = {
     "constant": BLOCKS[:2],
     "sibling_reward": BLOCKS[:3],
     "scalars": BLOCKS[:5],
+    "prompt": (*BLOCKS[:5], "prompt_states"),
     "sibling": BLOCKS[:6],
     "all": BLOCKS,
 }
-"""Nested sets of blocks, from knowing nothing to knowing everything that is allowed."""
+"""Sets of blocks to choose among, from knowing nothing to knowing everything that is allowed."""
 
 SIBLING_BLOCKS = frozenset({"sibling_reward", "sibling_entropies", "sibling_states"})
 FEATURE_BLOCKS = frozenset({"sibling_entropies", "sibling_states", "prompt_states"})
