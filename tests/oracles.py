@@ -20,7 +20,7 @@ def refitted_baselines(evidence, rewards, weights, groups, penalty):
     out = torch.zeros(len(groups), dtype=torch.float64)
     for group in set(groups.tolist()):
         own = [start + k for k, g in enumerate(groups.tolist()) if g == group]
-        outside = [row for row in range(len(rewards)) if row not in own]
+        outside = [row for row in range(len(rewards)) if row not in own and weights[row] > 0]
         unit = float(weights[outside].mean()) if outside else 0.0
         if unit == 0:
             continue  # nothing to fit on: the coefficients are zero

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from oracles import sibling_mean
 from torch.testing import assert_close
 
+from oracles import sibling_mean
 from poise.baselines import (
     cross_rollout_baselines,
     group_mean_baselines,

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from oracles import refitted_baselines
 from torch.testing import assert_close
 
+from oracles import refitted_baselines
 from poise import choice
 from poise.choice import Candidate, RiskRecord, candidate_baselines, candidates
 from poise.evidence import BLOCKS, EvidenceMatrix, EvidenceRows
@@ -16,7 +16,7 @@ def test_candidates_are_nested_sets_with_every_penalty_and_scope():
     plain = [c.evidence for c in listed if c.components == 0]
     assert plain == ["zero", "constant", "sibling_reward", "scalars"]
     wide = {(c.evidence, c.penalty, c.own_domain) for c in listed if c.components == 4}
-    assert wide == {(s, p, own) for s in ("sibling", "all") for p in (1.0, 10.0) for own in (False, True)}
+    assert wide == {(s, p, own) for s in ("prompt", "sibling", "all") for p in (1.0, 10.0) for own in (False, True)}
     assert len(set(listed)) == len(listed)
 
 
@@ -27,7 +27,7 @@ def test_sets_that_differ_only_in_blocks_that_are_off_are_one():
         "sibling_reward",
     ]
     assert [c.evidence for c in candidates((), (1.0,), (4,))] == ["zero"]
-    assert [c.evidence for c in candidates(("prompt_states",), (1.0,), (4,))] == ["zero", "all", "all"]
+    assert [c.evidence for c in candidates(("prompt_states",), (1.0,), (4,))] == ["zero", "prompt", "prompt"]
 
 
 def small_problem(rows=60, num_prompts=20, num_domains=2):
@@ -141,6 +141,8 @@ def test_a_domain_never_seen_gets_what_is_best_for_all():
 def test_an_absent_domain_keeps_its_record_up_to_fading_and_a_new_one_is_added():
     record = two_domains((2000, 2000))
     before = record.losses.clone()
-    record.observe(torch.zeros(2, 1).double(), torch.ones(1).double(), torch.ones(1).double(), torch.tensor([2]), num_domains=3)
+    record.observe(
+        torch.zeros(2, 1).double(), torch.ones(1).double(), torch.ones(1).double(), torch.tensor([2]), num_domains=3
+    )
     assert_close(record.losses, torch.cat([before * 0.5, torch.ones(1, 2).double()]))
     assert record.in_charge(torch.tensor([0, 1])).tolist() == [0, 1]

@@ -27,7 +27,8 @@ def test_metrics_of_three_pairs_by_hand():
 
 
 def test_unequal_groups_by_hand():
-    # A group (1, 0, 1) and a pair (0, 0): within = (1/3 + 0)/2; square = 2/3 * 0 = 0; products = (1/3 + 0)/2; r^2 = 1/3.
+    # A group (1, 0, 1) and a pair (0, 0): within = (1/3 + 0)/2; square = 2/3 * 0 = 0; products = (1/3 + 0)/2;
+    # mean r^2 = (2/3 + 0)/2.
     metrics = scoreboard([1, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 1]).metrics()
     assert metrics == pytest.approx(
         {"noise_ceiling": 1 / 2, "variance_reduction": 0, "ceiling_share": 0, "value_error": 1 / 3 - 1 / 6}

@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from oracles import drawn_rollouts, sibling_mean
 from torch.testing import assert_close
 
+from oracles import drawn_rollouts, sibling_mean
 from poise.baselines import prompt_groups
-from poise.evidence import BLOCKS, EVIDENCE_SETS, evidence_matrix, evidence_rows, settled_frame
+from poise.evidence import BLOCKS, EVIDENCE_SETS, HIDDEN_BLOCKS, evidence_matrix, evidence_rows, settled_frame
 
 SIZES = (2, 3, 1, 4, 2)
 UNGRADABLE = 9  # one of the four
@@ -37,10 +37,15 @@ def columns(rows, *blocks, num_domains=1, components=3):
     return evidence_matrix(rows, blocks, frame, num_domains=num_domains).columns
 
 
-def test_sets_are_nested_from_nothing_to_everything():
+def test_sets_grow_from_nothing_to_everything():
     sets = list(EVIDENCE_SETS.values())
-    assert all(larger[: len(smaller)] == smaller and len(larger) > len(smaller) for smaller, larger in pairwise(sets))
     assert (sets[0], sets[-1]) == ((), BLOCKS)
+    assert len({frozenset(blocks) for blocks in sets}) == len(sets)
+    assert all(len(smaller) <= len(larger) for smaller, larger in pairwise(sets))
+    # Without hidden states they are nested; with them, each holds all that is known without.
+    plain = [set(blocks) for blocks in sets if HIDDEN_BLOCKS.isdisjoint(blocks)]
+    assert all(smaller < larger for smaller, larger in pairwise(plain))
+    assert all(plain[-1] < set(blocks) for blocks in sets[len(plain) :])
 
 
 def test_rows_hold_the_means_of_gradable_siblings():
@@ -128,7 +133,7 @@ def test_axes_are_not_settled_on_rows_without_siblings():
 
 def test_an_unknown_block_is_refused():
     rows = rows_of(drawn_rollouts((2,), seed=0))
-    with pytest.raises(ValueError, match="evidence blocks are constant, .*; got 'crystal_ball'"):
+    with pytest.raises(ValueError, match=r"evidence blocks are constant, .*; got 'crystal_ball'"):
         columns(rows, "crystal_ball")
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from oracles import refitted_baselines
 from sklearn.linear_model import Ridge
 from torch.testing import assert_close
 
+from oracles import refitted_baselines
 from poise import probe
 from poise.probe import LeaveOnePromptOut, ridge, rows_by_group_size
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles import ScikitLearnProbe, drawn_rollouts, sibling_mean, together
 from torch.testing import assert_close
 
 import poise
+from oracles import ScikitLearnProbe, drawn_rollouts, sibling_mean, together
 from poise.baselines import prompt_groups
 from poise.presets import PRESETS
 
@@ -26,9 +26,7 @@ def steps(num, *, sizes=(2,) * 24, width=20):
 def assert_follows(preset, oracle, rollouts, *, atol=1e-6):
     baseline = poise.OnlineBaseline(preset)
     for each in rollouts:
-        expected = oracle.step(
-            each.prompt, each.completion, each.entropies, each.rewards, each.prompts, each.domains
-        )
+        expected = oracle.step(each.prompt, each.completion, each.entropies, each.rewards, each.prompts, each.domains)
         assert_close(each.given_to(baseline).baselines, expected, atol=atol, rtol=0)
 
 
@@ -39,7 +37,6 @@ def test_paper_equals_scikit_learn_over_steps_with_a_window_that_overflows(sizes
     assert_follows(poise.preset("paper", window_rows=130), ScikitLearnProbe(penalty=0.01, rows=130), rollouts)
 
 
-@pytest.mark.xfail(strict=True, reason="the rows of a route's first step are not cut to the window")
 def test_a_first_step_larger_than_the_window_is_cut():
     assert_follows(poise.preset("paper", window_rows=50), ScikitLearnProbe(penalty=0.01, rows=50), steps(3))
 

@@ -5,9 +5,11 @@ Everything that a baseline is made from, checked once at the door, on the CPU, i
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from poise.baselines import prompt_groups
@@ -40,7 +42,7 @@ class Batch:
 def checked_batch(
     features: Features | None,
     rewards: Tensor | Sequence[float],
-    prompts: Sequence[Hashable],
+    prompts: Sequence[Hashable] | Tensor | NDArray[Any],
     domains: Sequence[str] | None,
     weights: Tensor | Sequence[float] | None,
     *,
@@ -63,8 +65,10 @@ def checked_batch(
     if weights.ndim != 1:
         raise ValueError(f"weights must be one number a rollout, got a tensor of shape {tuple(weights.shape)}")
     domains = [""] * rows if domains is None else [str(domain) for domain in domains]
+    if hasattr(prompts, "tolist"):  # entries of a tensor or an array are no keys: a tensor's hash is its identity
+        prompts = prompts.tolist()
     lengths = {"prompts": len(prompts), "domains": len(domains), "weights": len(weights)}
-    if features is None and needs_features:
+    if features is None and needs_features and rows:
         raise ValueError("this preset reads hidden states: features are needed, got None")
     if features is not None:
         lengths |= {name: len(getattr(features, name)) for name in ("prompt", "completion", "entropies")}
@@ -76,8 +80,7 @@ def checked_batch(
     bad = ~(weights.isfinite() & (weights >= 0))
     if bad.any():
         raise ValueError(f"weights must be finite and not negative, got {float(weights[bad][0])}")
-    if features is not None:
-        features = _finite(features)
+    features = _finite(features) if features is not None and needs_features else None
     gradable = ~rewards.isnan()
     groups = prompt_groups(prompts)
     _require_one_domain(groups, domains)

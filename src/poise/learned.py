@@ -115,9 +115,9 @@ class LearnedBaseline:
             matrix = self._matrix(new, settled_on=others)
             predictions[:, mine] = self._predictions(matrix, new, groups, weighted=weighted)[:, mine]
             record = RiskRecord(len(self.candidates), decay=self.recipe.risk_decay)
-            if len(others):
+            renumbered = groups[~mine].unique(return_inverse=True)[1]
+            if len(renumbered.unique()) > 1:  # a single prompt is predicted from nothing, and tells nothing
                 seen = EvidenceMatrix(matrix.columns[~mine], matrix.blocks)
-                renumbered = groups[~mine].unique(return_inverse=True)[1]
                 cost = self._predictions(seen, others, renumbered, weighted=weighted)
                 self._observe(record, cost, others, weighted=weighted)
             in_charge[mine] = record.in_charge(new.domain[mine])

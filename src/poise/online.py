@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from poise.baselines import group_mean_baselines, rloo_baselines
@@ -66,7 +67,7 @@ class OnlineBaseline:
         features: Features | None,
         rewards: Tensor | Sequence[float],
         *,
-        prompts: Sequence[Hashable],
+        prompts: Sequence[Hashable] | Tensor | NDArray[Any],
         domains: Sequence[str] | None = None,
         weights: Tensor | Sequence[float] | None = None,
     ) -> Step:

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 # Below this, I - K_S W_S loses too many digits (the rows of S all but determine the fit), and S is refitted outright.
-_SMALLEST_TRUSTED_EIGENVALUE = 1e-4
+_SMALLEST_TRUSTED_EIGENVALUE = 1e-3
 
 
 @dataclass(frozen=True)
