@@ -9,11 +9,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from poise import Features, capture_hidden_states, reasoning_mask, score_norm_weights
 from poise.models.embedded import embedded_model_path
 from poise.tasks.embedded import END_OF_THINKING, is_correct, problems
+
+COLUMNS = 112
+LONGEST_COMPLETION = 72
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,10 @@ class FrozenRollouts:
     entropies: Tensor
     rewards: Tensor
     weights: Tensor
+    ids: Tensor
+    """Tokens, padded on the right to `COLUMNS`."""
+    attention: Tensor
+    completion_mask: Tensor
     domains: list[str]
 
     def features(self, prompts: slice, rollouts: Tensor) -> Features:
@@ -72,7 +80,7 @@ def _sampled(model, tokenizer, some, num_rollouts) -> dict[str, Tensor]:  # type
         attention_mask=encoded.attention_mask,
         do_sample=True,
         top_k=0,
-        max_new_tokens=72,
+        max_new_tokens=LONGEST_COMPLETION,
         pad_token_id=tokenizer.pad_token_id,
     )
     width = encoded.input_ids.shape[1]
@@ -104,4 +112,7 @@ def _sampled(model, tokenizer, some, num_rollouts) -> dict[str, Tensor]:  # type
         "entropies": features.entropies,
         "rewards": torch.tensor(rewards, dtype=torch.float64),
         "weights": score_norm_weights(logprobs, entropies, mask),
+        "ids": pad(ids, (0, COLUMNS - ids.shape[1])),
+        "attention": pad(prompt_mask | completion_mask, (0, COLUMNS - ids.shape[1])),
+        "completion_mask": pad(completion_mask, (0, COLUMNS - ids.shape[1])),
     }

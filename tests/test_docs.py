@@ -1,0 +1,96 @@
+"""What the pages say is what the code does: snippets run, every metric has its line."""
+
+import importlib.util
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+import poise
+from oracles import drawn_rollouts
+from poise.models.embedded import embedded_model_path
+
+ROOT = Path(__file__).parent.parent
+
+
+def readme_snippets():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def run(code, tmp_path, **given):
+    file = tmp_path / "snippet.py"
+    file.write_text(code)
+    return runpy.run_path(str(file), init_globals=given)
+
+
+def test_readme_snippets_are_short():
+    lengths = [len([line for line in snippet.splitlines() if line.strip()]) for snippet in readme_snippets()]
+    assert len(lengths) == 2
+    assert max(lengths) < 15
+
+
+def test_library_snippet_of_the_readme_runs(tiny_model, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(3, tiny_model.config.vocab_size, (8, 7), generator=generator)
+    completion_mask = torch.zeros(8, 7, dtype=torch.bool)
+    completion_mask[:, 3:] = True
+
+    def logprobs_and_entropies(model, ids):
+        logits = torch.cat([torch.zeros(8, 1, model.config.vocab_size), model(ids).logits[:, :-1]], dim=1)
+        logprobs = logits.log_softmax(-1).gather(2, ids[:, :, None])[:, :, 0]
+        return logprobs, poise.token_entropies(logits.detach())
+
+    made = run(
+        readme_snippets()[0].replace("layers=[19]", "layers=[1]"),
+        tmp_path,
+        model=tiny_model,
+        input_ids=input_ids,
+        prompt_mask=~completion_mask,
+        completion_mask=completion_mask,
+        rewards=torch.tensor([1.0, 0, 1, 1, 0, 0, 1, 0]),
+        prompt_ids=[0, 0, 1, 1, 2, 2, 3, 3],
+        logprobs_and_entropies=logprobs_and_entropies,
+    )
+    assert made["loss"].requires_grad
+    assert made["loss"].isfinite()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_trl_snippet_of_the_readme_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = readme_snippets()[1].replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(embedded_model_path()))
+    quick = "max_steps=2, per_device_train_batch_size=4, bf16=False, use_cpu=True, report_to=[], save_strategy='no'"
+    made = run(code.replace("max_completion_length=8", f"max_completion_length=8, {quick}"), tmp_path)
+    assert made["trainer"].state.global_step == 2
+    assert made["trainer"].baseline.state_dict()["widths"] == [128, 128, 3]
+
+
+def test_own_loop_learns():
+    spec = importlib.util.spec_from_file_location("own_loop", ROOT / "examples" / "own_loop.py")
+    own_loop = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(own_loop)
+    curve = own_loop.train(90)
+    assert sum(curve[-10:]) / 10 > sum(curve[:10]) / 10 + 0.4
+
+
+def test_every_metric_has_its_line_and_every_line_its_metric():
+    baseline = poise.OnlineBaseline(poise.preset("poise"))
+    logged = set(drawn_rollouts([2] * 4, seed=0).given_to(baseline).metrics)
+    engine = {"poise/extra_forward", "poise/masked_share"}
+    trainer = (ROOT / "src/poise/engines/trl/trainer.py").read_text()
+    assert all(key.split("/")[1] in trainer for key in engine)
+    documented = set(re.findall(r"^\| `(poise/\w+)`", (ROOT / "docs/metrics.md").read_text(), flags=re.MULTILINE))
+    assert documented == logged | engine
+
+
+def test_every_preset_is_described():
+    page = (ROOT / "docs/method.md").read_text()
+    assert [name for name in poise.PRESETS if f"`{name}`" not in page] == []
+
+
+def test_pages_link_to_files_that_exist():
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
