@@ -128,6 +128,12 @@ class Preset:
         return self.recipe.weighted
 
 
+def _released(penalty: float, **components: int) -> EarlierStepsRecipe:
+    """What the two model profiles of the authors' release share."""
+    windows = {"code": 3072, "other": 3072}
+    return EarlierStepsRecipe(penalty, **components, domain_window_rows=windows, own_domain=True, rloo_steps=16)
+
+
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         preset.name: preset
@@ -135,28 +141,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             Preset("poise", LeaveOnePromptOutRecipe(weighted=True)),
             Preset("poise-value", LeaveOnePromptOutRecipe()),
             Preset("paper", EarlierStepsRecipe()),
-            Preset(
-                "released-qwen3-4b",
-                EarlierStepsRecipe(
-                    penalty=100.0,
-                    prompt_components=32,
-                    completion_components=64,
-                    domain_window_rows={"code": 3072, "other": 3072},
-                    own_domain=True,
-                    rloo_steps=16,
-                ),
-            ),
-            Preset(
-                "released-olmo3-7b",
-                EarlierStepsRecipe(
-                    penalty=1000.0,
-                    prompt_components=16,
-                    completion_components=128,
-                    domain_window_rows={"code": 3072, "other": 3072},
-                    own_domain=True,
-                    rloo_steps=16,
-                ),
-            ),
+            Preset("released-qwen3-4b", _released(100.0, prompt_components=32, completion_components=64)),
+            Preset("released-olmo3-7b", _released(1000.0, prompt_components=16, completion_components=128)),
             Preset("rloo", RewardsRecipe("rloo")),
             Preset("shrunk-rloo", LeaveOnePromptOutRecipe(evidence=("constant", "domain", "sibling_reward"))),
             Preset("prompt-only", LeaveOnePromptOutRecipe(evidence=("constant", "domain", "history", "prompt_states"))),
