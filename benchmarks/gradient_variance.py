@@ -1,6 +1,6 @@
 """How much does the policy gradient vary under each baseline, on the same frozen rollouts?
 
-Three steps of 256 prompts fill the windows; then 512 prompts, two rollouts each, are measured: gradients of the
+Three steps of 256 prompts fill the windows; then 1,024 prompts, two rollouts each, are measured: gradients of the
 summed log-probability with respect to all parameters of the embedded model. `oracle` is the mean reward of 64 other
 rollouts of the prompt, `oracle, weighted` their score-norm-weighted mean. Below: the variance of a fixed number of
 rollouts spread over more or fewer prompts (proposition 1 of arXiv:2605.07579, oracle baseline), and how well the
@@ -23,7 +23,7 @@ import poise
 from poise.gradient_variance import Estimate, prompt_gradients, score_products
 from poise.models.embedded import embedded_model_path
 
-STEP, FILLING, MEASURED = 256, 3, 512
+STEP, FILLING, MEASURED = 256, 3, 1024
 OTHERS = 64
 ROLLOUTS_FIXED = 512
 PRESETS = {
