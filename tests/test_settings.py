@@ -70,7 +70,7 @@ def test_a_wrong_value_is_one_sentence(text, wanted, sentence):
         ({"output_dir": "x"}, "output_dir cannot be set: the run's checkpoints go to its own folder: "),
         ({"steps": 1, "max_steps": 2}, "steps and max_steps are the same setting: give one of them"),
         ({"steps": "0"}, "steps must be 1 or more, got 0"),
-        ({"model": "no/such/folder"}, "model needs 'embedded' or a folder with a checkpoint, got 'no/such/folder'"),
+        ({"model": "no/such/folder"}, "model needs 'embedded', 'smollm2', a folder .*, got 'no/such/folder'"),
         ({"families": "sum,hanoi"}, "families needs names out of sum, sort, .*, got .*hanoi"),
         ({"save_strategy": "often"}, "save_strategy needs one of no, steps, epoch, best, got 'often'"),
     ],

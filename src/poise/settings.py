@@ -1,8 +1,8 @@
 """Which settings does a run have, and how does text become one of them?
 
 The rule: a setting is a field of `RunSettings` or of `PoiseConfig`, found in the dataclass itself and read by its type,
-so that every option of TRL is an option of `poise train`. What is given wins over `EMBEDDED_DEFAULTS`, and those over
-the defaults of the dataclasses.
+so that every option of TRL is an option of `poise train`. What is given wins over `EMBEDDED_DEFAULTS` (with another
+model `OTHER_MODEL_DEFAULTS`), and those over the defaults of the dataclasses.
 """
 
 import difflib
@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from poise.engines.trl import PoiseConfig
+from poise.models.named import check_model_name
 from poise.tasks.embedded import problems
 
 EMBEDDED_DEFAULTS: dict[str, Any] = {
@@ -42,6 +43,13 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
 }
 """Options of `PoiseConfig` under which the embedded policy learns in minutes on two CPU cores."""
 
+EMBEDDED_ALONE = ("max_completion_length", "learning_rate", "lr_scheduler_type", "warmup_steps")
+"""Those of `EMBEDDED_DEFAULTS` that say nothing about other models, which have TRL's own defaults there."""
+
+OTHER_MODEL_DEFAULTS: dict[str, Any] = {
+    name: value for name, value in EMBEDDED_DEFAULTS.items() if name not in EMBEDDED_ALONE
+} | {"per_device_train_batch_size": 16}
+
 OTHER_NAMES = {"max_steps": "steps"}
 """Fields of TRL that a run has under a shorter name."""
 
@@ -56,7 +64,17 @@ DECIDED_BY_RUN = {
 class RunSettings:
     """What a training run is: everything but its name and place."""
 
-    model: str = field(default="embedded", metadata={"help": "'embedded', or a folder with a transformers checkpoint."})
+    model: str = field(
+        default="embedded", metadata={"help": "'embedded', 'smollm2', a folder with a checkpoint or a name on the hub."}
+    )
+    task: str = field(
+        default="embedded",
+        metadata={"help": "'embedded', 'reasoning-gym:NAME?field=value', a .jsonl file, a data set, or 'A + 2*B'."},
+    )
+    reward: list[str] | None = field(
+        default=None, metadata={"help": "Reward functions, package.module:function. Default: the task's verifier."}
+    )
+    seconds_a_rollout: float = field(default=10.0, metadata={"help": "Time limit of one verdict of a verifier."})
     families: list[str] | None = field(default=None, metadata={"help": "Families of the embedded world. Default: all."})
     seed: int = field(default=0, metadata={"help": "Of problems, sampling and training."})
     steps: int = field(default=240, metadata={"help": "Updates of the policy; two make use of one generation batch."})
@@ -85,9 +103,17 @@ class RunSettings:
             number = getattr(self, name)
             if number is not None and number < lowest:
                 raise ValueError(f"{name} must be {lowest} or more, got {number}")
-        if self.model != "embedded" and not Path(self.model).is_dir():
-            raise ValueError(f"model needs 'embedded' or a folder with a checkpoint, got {self.model!r}")
+        if not self.seconds_a_rollout > 0:
+            raise ValueError(f"seconds_a_rollout must be more than 0, got {self.seconds_a_rollout}")
+        check_model_name(self.model)
         problems(0, seed=0, families=self.families)  # names an unknown family
+        if self.families and self.task != "embedded":
+            raise ValueError(f"families are those of the task embedded, and the task is {self.task!r}")
+
+    @property
+    def task_spec(self) -> str:
+        """The task, with the chosen families in its text."""
+        return f"embedded?families={','.join(self.families)}" if self.families else self.task
 
     @property
     def steps_between_checks(self) -> int:
@@ -154,7 +180,7 @@ def run_settings(*sources: Mapping[str, Any]) -> RunSettings:
                 raise ValueError(unknown_name_sentence(given_name, [*own, *OTHER_NAMES, *of_trainer]))
             seen[name] = given_name
             values[name] = typed_value(value, wanted, name=given_name)
-    defaults = dict(EMBEDDED_DEFAULTS)
+    defaults = dict(EMBEDDED_DEFAULTS if values.get("model", "embedded") == "embedded" else OTHER_MODEL_DEFAULTS)
     if "generation_batch_size" in values:  # TRL takes one of the two
         del defaults["steps_per_generation"]
     mine = {name: values.pop(name) for name in own if name in values}

@@ -7,33 +7,25 @@ that a run that is stopped early ends as one that was short.
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from poise.engines.trl import PoiseConfig, PoiseTrainer
-from poise.evaluate import HeldOutAccuracy, Sampling, held_out_accuracy, sampled_completions
-from poise.models.embedded import embedded_model_path
+from poise.evaluate import HeldOutAccuracy, Sampling, accuracy_of_rewards, sampled_completions
+from poise.models.named import named_model, named_tokenizer
 from poise.report.learning_curve import write_learning_curve
+from poise.report.page import write_report
+from poise.rewards.graded_task import HELD_OUT_SEED, GradedTask
 from poise.run_directory import RunDirectory
 from poise.settings import RunSettings
-from poise.tasks.embedded import Problem, correctness_reward, is_correct, problems
+from poise.tasks.problem import Problem, prompt_text
 
-HELD_OUT_SEED = 1
-"""Of the held-out problems and of the completions that are drawn for them, whatever the seed of the run."""
 MOST_TRAINING_PROMPTS = 100_000
 """Longer runs see problems again."""
 
@@ -73,7 +65,8 @@ class TrainingRun:
         directory: An empty run directory.
 
     Raises:
-        ValueError: If settings contradict each other, or ask for what the model does not have.
+        ValueError: If settings contradict each other, or ask for what the task or the model does not have.
+        FileNotFoundError: If the file of a task is not there.
     """
 
     def __init__(self, settings: RunSettings, directory: RunDirectory) -> None:
@@ -81,7 +74,16 @@ class TrainingRun:
         self._created = time.monotonic()
         config = settings.poise_config(directory.checkpoints)
         resolved = settings.resolved(config)
-        self.trainer = policy_trainer(settings, config)
+        tokenizer = named_tokenizer(settings.model)
+        self.graded_task = GradedTask(
+            settings.task_spec,
+            tokenizer=tokenizer,
+            rewards=settings.reward or (),
+            weights=config.reward_weights,
+            seconds_a_rollout=settings.seconds_a_rollout,
+            chat_options=config.chat_template_kwargs,
+        )
+        self.trainer = policy_trainer(settings, config, tokenizer, self.graded_task)
         directory.write_config(resolved)
 
     def train(self, *, watch: Watch = lambda progress: None, stop: Stop = lambda: False) -> dict[str, Any]:
@@ -95,9 +97,9 @@ class TrainingRun:
             What is written to `summary.json`.
         """
         progress = Progress(steps=self.settings.steps)
-        recorder = RunRecorder(self.trainer, self.settings, self.directory, progress, watch, stop)
+        recorder = RunRecorder(self.trainer, self.graded_task, self.settings, self.directory, progress, watch, stop)
         self.trainer.add_callback(recorder)
-        with torch_threads(self.settings.torch_threads):
+        with torch_threads(self.settings.torch_threads), closing(self.graded_task):
             recorder.measure_before()
             self.trainer.train(resume_from_checkpoint=self.trainer.args.resume_from_checkpoint)
             after = recorder.accuracy_after()
@@ -114,12 +116,14 @@ class TrainingRun:
             "stopped_early": progress.step < self.settings.steps,
             "rollouts": progress.rollouts,
             "generated_tokens": progress.generated_tokens,
+            "grading": dict(self.graded_task.grader.counts),
             "seconds": round(time.monotonic() - self._created, 2),
             "training_seconds": round(progress.seconds, 2),
             "versions": versions(),
         }
         self.directory.write_summary(summary)
         write_learning_curve(self.directory)
+        write_report(self.directory)
         return summary
 
 
@@ -134,28 +138,37 @@ def torch_threads(num: int | None) -> Iterator[None]:
         torch.set_num_threads(earlier)
 
 
-def policy_trainer(settings: RunSettings, config: PoiseConfig) -> PoiseTrainer:
-    """The trainer of a run: its policy, tokenizer, problems and reward."""
-    path = str(embedded_model_path()) if settings.model == "embedded" else settings.model
-    options: dict[str, Any] = {"dtype": torch.float32} | dict(config.model_init_kwargs or {})
+def policy_trainer(settings: RunSettings, config: PoiseConfig, tokenizer: Any, graded_task: GradedTask) -> PoiseTrainer:
+    """The trainer of a run: its policy, problems and rewards."""
+    problems = training_problems(settings, config, graded_task)
+    options = dict(config.model_init_kwargs or {})
     config.model_init_kwargs = None  # they are spent here: TRL takes them with a path only
     trainer = PoiseTrainer(
-        AutoModelForCausalLM.from_pretrained(path, **options),
-        correctness_reward,
+        named_model(settings.model, **options),
+        graded_task.reward_functions,
         config,
-        train_dataset=training_prompts(settings, config),
-        processing_class=AutoTokenizer.from_pretrained(path, padding_side="left"),
+        train_dataset=problems,
+        processing_class=tokenizer,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def training_prompts(settings: RunSettings, config: PoiseConfig) -> Dataset:
-    """As many problems as the run has use for, each with its prompt, answer and domain."""
+def training_problems(settings: RunSettings, config: PoiseConfig, graded_task: GradedTask) -> Dataset:
+    """As many problems as the run has use for, or as the task has.
+
+    Raises:
+        ValueError: If they do not fill one generation batch.
+    """
     batches = -(-settings.steps * config.gradient_accumulation_steps // config.steps_per_generation)
-    num = batches * config.generation_batch_size // config.num_generations
-    drawn = problems(min(num, MOST_TRAINING_PROMPTS), seed=settings.seed, families=settings.families, split="train")
-    return Dataset.from_list([{"prompt": p.prompt, "answer": p.answer, "domain": p.domain} for p in drawn])
+    of_batch = config.generation_batch_size // config.num_generations
+    problems = graded_task.training_data(min(batches * of_batch, MOST_TRAINING_PROMPTS), seed=settings.seed)
+    if len(problems) < of_batch:
+        raise ValueError(
+            f"a generation batch takes {of_batch} prompts and the task has {len(problems)} to train on: lower "
+            "per_device_train_batch_size or steps_per_generation"
+        )
+    return problems
 
 
 def versions() -> dict[str, str]:
@@ -174,20 +187,16 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         trainer: PoiseTrainer,
+        graded_task: GradedTask,
         settings: RunSettings,
         directory: RunDirectory,
         progress: Progress,
         watch: Watch,
         stop: Stop,
     ) -> None:
-        self.trainer, self.settings, self.directory = trainer, settings, directory
+        self.trainer, self.graded_task, self.settings, self.directory = trainer, graded_task, settings, directory
         self.progress, self.watch, self.stop = progress, watch, stop
-        self.problems = problems(
-            max(settings.eval_prompts, settings.check_prompts),
-            seed=HELD_OUT_SEED,
-            families=settings.families,
-            split="heldout",
-        )
+        self.problems = graded_task.held_out(max(settings.eval_prompts, settings.check_prompts))
         self._seen: dict[str, Any] | None = None
         self._measured: dict[str, Any] = {}
         self._final: HeldOutAccuracy | None = None
@@ -242,7 +251,10 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         progress = self.progress
         if not logs or "train_runtime" in logs:  # the host's own summary
             return
-        line = {"step": state.global_step, "rollouts": progress.rollouts, "seconds": round(progress.seconds, 3)}
+        line: dict[str, Any] = {"step": state.global_step, "rollouts": progress.rollouts}
+        line["seconds"] = round(progress.seconds, 3)
+        if progress.in_charge:
+            line["in_charge"] = dict(progress.in_charge)
         self.directory.append_metrics(line | logs | self._measured)
         self._measured = {}
 
@@ -252,9 +264,10 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         progress, step = self.progress, self.trainer.last_step
         self.directory.write_rollouts(
             rollouts["step"] + 1,
+            prompts=[prompt_text(prompt) for prompt in rollouts["prompts"]],
             **{
                 name: rollouts[name]
-                for name in ("prompts", "completions", "domains", "rewards", "values", "baselines", "advantages")
+                for name in ("completions", "domains", "rewards", "values", "baselines", "advantages")
             },
         )
         gradable = [reward for reward in rollouts["rewards"] if reward == reward]
@@ -277,16 +290,15 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             min_p=args.min_p,
             repetition_penalty=args.repetition_penalty,
         )
-        progress.held_out = held_out_accuracy(
-            held_out,
-            lambda prompts: sampled_completions(
-                self.trainer.accelerator.unwrap_model(self.trainer.model),
-                self.trainer.processing_class,
-                prompts,
-                sampling=sampling,
-                seed=HELD_OUT_SEED,
-            ),
-            is_correct=is_correct,
+        completions = sampled_completions(
+            self.trainer.accelerator.unwrap_model(self.trainer.model),
+            self.trainer.processing_class,
+            self.graded_task.texts(held_out),
+            sampling=sampling,
+            seed=HELD_OUT_SEED,
+        )
+        progress.held_out = accuracy_of_rewards(
+            self.graded_task.held_out_rewards(completions, held_out), domains=[problem.domain for problem in held_out]
         )
         self._measured = {
             "held_out/accuracy": progress.held_out.accuracy,

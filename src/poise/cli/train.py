@@ -6,6 +6,8 @@ is one sentence and exit code 2; Ctrl-C ends the run after the current step, wit
 
 import logging
 import os
+import re
+import shutil
 import signal
 import warnings
 from collections import Counter
@@ -72,7 +74,16 @@ def train(
     config: Annotated[Path | None, typer.Option(help="A yaml file of settings, such as a run's config.yaml.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the run. Default: date, time and task.")] = None,
     output: Annotated[Path, typer.Option(help="The folder of all runs.")] = Path("runs"),
-    model: Annotated[str | None, typer.Option(help="'embedded' (default), or a folder with a checkpoint.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="'embedded' (default), 'smollm2', a folder with a checkpoint, or a hub name.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="'embedded' (default), 'reasoning-gym:NAME', a .jsonl file, a data set, 'A + B'.")
+    ] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="package.module:function; may come again. Default: the task's verifier.")
+    ] = None,
+    reward_weight: Annotated[list[str] | None, typer.Option(help="One for each --reward. Default: 1.")] = None,
     families: Annotated[str | None, typer.Option(help="Families of problems, such as sum,sort. Default: all.")] = None,
     steps: Annotated[str | None, typer.Option(help="Updates of the policy.")] = None,
     seed: Annotated[str | None, typer.Option(help="Of problems, sampling and training. Default: 0.")] = None,
@@ -83,7 +94,8 @@ def train(
 
     Without options: the small model of the package learns its six families of problems, in minutes on two CPU cores.
     """
-    named = {"model": model, "families": families, "steps": steps, "seed": seed, "eval_prompts": eval_prompts}
+    named = {"model": model, "task": task, "reward": reward or None, "reward_weights": reward_weight or None}
+    named |= {"families": families, "steps": steps, "seed": seed, "eval_prompts": eval_prompts}
     with quiet_hosts():
         if list_options:
             return print_options()
@@ -152,8 +164,9 @@ def announced_run(
     """The run that the settings of a file and, before them, of the command line ask for; says what and where it is.
 
     Raises:
-        ValueError: If settings are unknown, wrong or contradict each other.
+        ValueError: If settings are unknown, wrong or contradict each other, or the task or the model is not there.
         FileExistsError: If its folder is in use.
+        FileNotFoundError: If the file of a task is not there.
     """
     from poise.run_directory import RunDirectory
     from poise.settings import run_settings
@@ -161,17 +174,23 @@ def announced_run(
 
     settings = run_settings(of_file, of_line)
     config = settings.poise_config(output)  # contradictions are found before a folder is made
-    task = "-".join(settings.families or ["embedded"])
+    task = re.sub(r"\W+", "-", settings.task.removeprefix("reasoning-gym:").partition("?")[0]).strip("-")[-40:]
+    task = "-".join(settings.families or [task])
     directory = RunDirectory.create(output / (name or f"{datetime.now():%Y%m%d-%H%M%S}-{task}"))
+    shown = settings.families or ["all families" if settings.task == "embedded" else settings.task]
     console.print(
-        f"poise: {settings.model} model on {', '.join(settings.families or ['all families'])}; "
+        f"poise: {settings.model} model on {', '.join(shown)}; "
         f"baseline {config.preset!r}, {settings.steps} steps, seed {settings.seed}",
         f"results go to {directory.path}",
         sep="\n",
         soft_wrap=True,
         markup=False,
     )
-    return TrainingRun(settings, directory)
+    try:
+        return TrainingRun(settings, directory)
+    except (ValueError, FileNotFoundError):
+        shutil.rmtree(directory.path)  # made above, with nothing in it; a run that cannot start leaves no folder
+        raise
 
 
 @contextmanager
@@ -181,6 +200,7 @@ def quiet_hosts() -> Iterator[None]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bar of whatever reads GGUF
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", message=".*poise")

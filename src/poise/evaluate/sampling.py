@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,29 @@ class Sampling:
     repetition_penalty: float = 1.0
 
 
+@dataclass(frozen=True)
+class SampledCompletion:
+    """What a policy answered."""
+
+    text: str
+    num_tokens: int
+    """With the one that ends it."""
+    truncated: bool
+    """Whether it was cut off at the largest length."""
+
+
 def sampled_completions(
     model: Any, tokenizer: Any, prompts: Sequence[str], *, sampling: Sampling, seed: int, batch_size: int = 256
 ) -> list[str]:
-    """One completion a prompt, the same for the same model, prompts and seed.
+    """The text of one completion a prompt: see `measured_completions`."""
+    found = measured_completions(model, tokenizer, prompts, sampling=sampling, seed=seed, batch_size=batch_size)
+    return [each.text for each in found]
+
+
+def measured_completions(
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, sampling: Sampling, seed: int, batch_size: int = 256
+) -> list[SampledCompletion]:
+    """One completion a prompt, the same for the same model, prompts, seed and batch size.
 
     Neither the random state of torch nor the mode of the model (training or evaluation) is changed.
 
@@ -37,6 +55,8 @@ def sampled_completions(
         seed: Of the draw.
         batch_size: Prompts that are completed side by side.
     """
+    from transformers import GenerationConfig  # takes seconds, and only sampling needs it
+
     drawn = GenerationConfig(
         do_sample=True,
         max_new_tokens=sampling.max_completion_length,
@@ -52,7 +72,7 @@ def sampled_completions(
     )
     was_training = model.training
     devices = [model.device] if model.device.type == "cuda" else []
-    completions: list[str] = []
+    completions: list[SampledCompletion] = []
     model.eval()
     try:
         with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -67,7 +87,12 @@ def sampled_completions(
                     add_special_tokens=False,
                 ).to(model.device)
                 ids = model.generate(**inputs, generation_config=drawn, disable_compile=True)
-                completions += tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+                drawn_ids = ids[:, inputs["input_ids"].shape[1] :]
+                texts = tokenizer.batch_decode(drawn_ids, skip_special_tokens=True)
+                ended = (drawn_ids == tokenizer.eos_token_id).cpu()
+                for text, ends in zip(texts, ended, strict=True):
+                    num_tokens = int(ends.int().argmax()) + 1 if ends.any() else len(ends)
+                    completions.append(SampledCompletion(text, num_tokens, truncated=not bool(ends.any())))
     finally:
         model.train(was_training)
     return completions

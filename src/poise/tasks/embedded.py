@@ -7,17 +7,18 @@ cannot disagree. A hash of the prompt's text says on which side it lies: no prom
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from poise.tasks.problem import Problem as Problem
+from poise.tasks.problem import split_of as split_of
+
 THINK = "<think>"
 END_OF_THINKING = "</think>"
 DIFFICULTIES = range(1, 7)
 SPLITS = ("train", "heldout")
-HELD_OUT_SHARE = 5  # one prompt in five
 
 PAIRS = {"(": ")", "[": "]", "{": "}"}
 LARGEST_CONVERTED = 99
@@ -31,15 +32,6 @@ EDITS: dict[str, Callable[[str], str]] = {
 
 Slip = Callable[[str], str]
 """What a step's true state becomes on paper: the same text, or another where a mistake is made."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A prompt, which ends with the mark that opens the thinking, the text of its answer, and its family's name."""
-
-    prompt: str
-    answer: str
-    domain: str
 
 
 @dataclass(frozen=True)
@@ -173,14 +165,9 @@ def worked(prompt: str, slip: Slip = str) -> Working:
 
 
 def problem(rng: random.Random, difficulty: int, *, domain: str) -> Problem:
-    """One problem of a family, whose true working has `difficulty` steps."""
+    """One problem of a family, whose true working has `difficulty` steps; its prompt opens the thinking."""
     prompt = f"{domain} {FAMILIES[domain].question(rng, difficulty)}{THINK}"
     return Problem(prompt=prompt, answer=worked(prompt).answer, domain=domain)
-
-
-def split_of(prompt: str) -> str:
-    """The side of the split on which a prompt lies, always and everywhere the same."""
-    return "heldout" if hashlib.sha256(prompt.encode()).digest()[0] % HELD_OUT_SHARE == 0 else "train"
 
 
 def problems(num: int, *, seed: int, families: Sequence[str] | None = None, split: str = "train") -> list[Problem]:

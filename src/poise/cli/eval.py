@@ -1,0 +1,216 @@
+"""`poise eval`: how good is a model on a task?
+
+The rule: what is drawn is kept as it comes, and the same command goes on. What is wrong with the input is one sentence
+and exit code 2.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from poise.cli.train import console, print_note, quiet_hosts
+
+if TYPE_CHECKING:
+    from poise.tasks.problem import Problem
+    from poise.tasks.task import Task
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command `eval`."""
+    app.command("eval")(evaluate)
+
+
+def evaluate(
+    task: Annotated[
+        str,
+        typer.Option(
+            help="embedded, reasoning-gym:NAME, a file or data set, as in training; or math sets such as aime24,amc23."
+        ),
+    ] = "embedded",
+    model: Annotated[str, typer.Option(help="'embedded', a folder with a checkpoint, or a name.")] = "embedded",
+    k: Annotated[int, typer.Option("--k", help="Completions a problem.")] = 8,
+    prompts: Annotated[int, typer.Option(help="Problems; of each math set, at most so many.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Share of probability that is sampled from.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Tokens that are sampled from; 0 for all.")] = 0,
+    max_completion_length: Annotated[
+        int | None, typer.Option(help="Tokens. Default: 64 for embedded tasks, else 2048.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of problems and sampling.")] = 1,
+    split: Annotated[str, typer.Option(help="'heldout', 'train', or 'all' for data sets. Math sets: all.")] = "heldout",
+    data_dir: Annotated[Path, typer.Option(help="Where the files of math sets lie.")] = Path("data"),
+    instruction: Annotated[
+        str | None, typer.Option(help="What stands after every problem of a math set. Default: as released.")
+    ] = None,
+    chat_template_kwargs: Annotated[
+        str, typer.Option(help="Options of the chat template, such as {enable_thinking: false}.")
+    ] = "{}",
+    batch_size: Annotated[int, typer.Option(help="Completions drawn side by side.")] = 256,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of this evaluation. Default: evaluations/MODEL/TASK.")
+    ] = None,
+) -> None:
+    """Measure avg@k and pass@k of a model, with 95 % intervals over problems, in all and for each domain.
+
+    Completions are kept as they come: after an interruption the same command goes on where it was.
+    """
+    with quiet_hosts():
+        try:
+            folder, results_md = _evaluated(
+                task,
+                model,
+                k=k,
+                prompts=prompts,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                max_completion_length=max_completion_length,
+                seed=seed,
+                split=split,
+                data_dir=data_dir,
+                instruction=instruction,
+                chat_template_kwargs=chat_template_kwargs,
+                batch_size=batch_size,
+                output=output,
+            )
+        except (ValueError, OSError) as error:
+            typer.echo(f"poise eval: {error}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            typer.echo("poise eval: interrupted; the same command goes on from here", err=True)
+            raise typer.Exit(130) from error
+    typer.echo(results_md)
+    typer.echo(f"files: {folder}/results.json, results.md, completions/")
+
+
+def _evaluated(task: str, model: str, *, output: Path | None, split: str, **options: Any) -> tuple[Path, str]:
+    """The folder of the evaluation and its results as markdown."""
+    import torch
+
+    from poise.evaluate.evaluation import (
+        Evaluation,
+        EvaluationSettings,
+        problems_fingerprint,
+        weights_fingerprint,
+    )
+    from poise.evaluate.sampling import SampledCompletion, measured_completions
+    from poise.models.named import named_model, named_tokenizer
+    from poise.rewards import Grader
+    from poise.tasks.embedded import THINK
+
+    wanted: int = options["prompts"]
+    if wanted < 1:
+        raise ValueError(f"prompts must be 1 or more, got {wanted}")
+    data_dir, instruction = options["data_dir"], options["instruction"]
+    drawn_from, source_split = named_task(task, data_dir=data_dir, instruction=instruction, split=split)
+    problems = drawn_from.problems(wanted, seed=options["seed"], split=source_split)
+    if not problems:
+        raise ValueError(f"task {task!r} has no problems in its split {source_split!r}")
+    tokenizer = named_tokenizer(model)
+    policy = named_model(model, **({"dtype": "auto"} if torch.cuda.is_available() else {}))
+    chat_options = chat_template_options(options["chat_template_kwargs"])
+    prompts = [prompt_text(tokenizer, problem, chat_options=chat_options) for problem in problems]
+    length = options["max_completion_length"]
+    settings = EvaluationSettings(
+        model=model,
+        weights=weights_fingerprint(policy),
+        task=task,
+        problems=problems_fingerprint(problems, prompts),
+        num_prompts=len(problems),
+        max_completion_length=(64 if task.startswith("embedded") else 2048) if length is None else length,
+        **{name: options[name] for name in ("k", "temperature", "top_p", "top_k", "seed", "batch_size")},
+    )
+    folder = output or Path("evaluations") / folder_name(model) / folder_name(task)
+    evaluation = Evaluation(folder, settings=settings, problems=problems, prompts=prompts)
+    if len(problems) < wanted:
+        print_note(f"the task has {len(problems)} problems, not {wanted}")
+    policy = policy.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    def complete(texts: list[str], *, seed: int) -> list[SampledCompletion]:
+        return measured_completions(
+            policy, tokenizer, texts, sampling=settings.sampling, seed=seed, batch_size=settings.batch_size
+        )
+
+    opening = THINK if prompts[0].rstrip().endswith(THINK) else ""
+    with Grader(opening=opening) as grader, shown_batches(evaluation.num_batches) as watch:
+        evaluation.run(complete, grader.rewards, watch=watch)
+    return folder, (folder / "results.md").read_text(encoding="utf-8")
+
+
+def named_task(spec: str, *, data_dir: Path, instruction: str | None, split: str) -> tuple["Task", str]:
+    """The task that a text names, among them the math sets, and the split of it to draw from.
+
+    Raises:
+        ValueError: If there is no such task.
+        FileNotFoundError: If a file is not there.
+    """
+    from poise.evaluate.math_sets import INSTRUCTION, is_math_set, math_set_task
+    from poise.tasks.task import task_named
+
+    if is_math_set(spec):
+        after = INSTRUCTION if instruction is None else instruction
+        return math_set_task(spec, data_dir=data_dir, instruction=after), "all"
+    if instruction is not None:
+        raise ValueError("--instruction is for math sets: other tasks take it as ?instruction=TEXT")
+    return task_named(spec), split
+
+
+def prompt_text(tokenizer: Any, problem: "Problem", *, chat_options: Mapping[str, Any]) -> str:
+    """What the policy gets to see: the question as a chat where the tokenizer has a template, else the plain text.
+
+    A tokenizer that puts a mark at the beginning of a text does so here too, as in training.
+    """
+    if not tokenizer.chat_template:
+        begins = tokenizer.bos_token_id is not None and tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
+        return (tokenizer.bos_token if begins else "") + problem.prompt
+    text: str = tokenizer.apply_chat_template(
+        problem.asked(as_chat=True), tokenize=False, add_generation_prompt=True, **chat_options
+    )
+    return text
+
+
+def chat_template_options(text: str) -> dict[str, Any]:
+    """Options for a chat template, from YAML or JSON.
+
+    Raises:
+        ValueError: If the text is no mapping.
+    """
+    import yaml
+
+    try:
+        options = yaml.safe_load(text)
+    except yaml.YAMLError:
+        options = None
+    if not isinstance(options, dict):
+        raise ValueError(f"--chat-template-kwargs needs a mapping such as {{enable_thinking: false}}, got {text!r}")
+    return options
+
+
+def folder_name(text: str) -> str:
+    """A name for a folder: of a checkpoint of a run, the run and the checkpoint."""
+    parts = [part for part in text.split("/") if part not in ("", ".", "..", "runs", "checkpoints")]
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "-", "-".join(parts[-2:])).strip("-.") or "model"
+
+
+@contextmanager
+def shown_batches(num_batches: int) -> Iterator[Callable[[int], None]]:
+    """A function that shows how many batches are done: a bar in a terminal, a line now and then in a log file."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    every = max(1, num_batches // 10)
+    if not console.is_terminal:
+
+        def watch_lines(num_done: int) -> None:
+            if num_done in (0, num_batches) or num_done % every == 0:
+                console.print(f"batch {num_done}/{num_batches}", soft_wrap=True)
+
+        yield watch_lines
+        return
+    columns = (TextColumn("batches"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        shown = bar.add_task("", total=num_batches)
+        yield lambda num_done: bar.update(shown, completed=num_done)

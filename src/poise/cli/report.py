@@ -1,0 +1,33 @@
+"""`poise report`: what happened in a run, as one page?
+
+The rule: what is wrong with the input is one sentence and exit code 2.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command `report`."""
+    app.command("report")(report)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, finished or not.", show_default=False)],
+    output: Annotated[Path | None, typer.Option(help="Where to write. Default: report.html in the run.")] = None,
+) -> None:
+    """Write the page of a run: curves, quality of its values, and rollouts to look at.
+
+    The page is one file that needs no network.
+    """
+    from poise.report.page import write_report
+    from poise.run_directory import RunDirectory
+
+    try:
+        written = write_report(RunDirectory(run), output)
+    except (ValueError, OSError) as error:
+        typer.echo(f"poise report: {error}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(written)
