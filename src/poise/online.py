@@ -5,8 +5,10 @@ added to what the next step will find. Another order is impossible to call.
 """
 
 import json
-from collections.abc import Hashable, Sequence
+import os
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -177,27 +179,60 @@ class OnlineBaseline:
             prefix = "method."
             self._method.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
 
-    def save(self, folder: Path | str) -> None:
-        """Write `poise.safetensors` (arrays) and `poise.json` (the rest) into a folder."""
-        from safetensors.torch import save_file
+    def save(self, folder: Path | str, *, fitted_for: Mapping[str, Any] | None = None) -> None:
+        """Write `poise.safetensors` (arrays) and `poise.json` (the rest, and the arrays' digest) into a folder.
+
+        Each file is written aside and renamed, `poise.json` last: a folder never holds half a file, and arrays of
+        another save are told by their digest.
+
+        Args:
+            folder: Where; it must exist.
+            fitted_for: What the state is of use for (the model's shape, the layers that are read), in plain values;
+                `restore` refuses another.
+        """
+        from safetensors.torch import save
 
         state = self.state_dict()
-        arrays = {k: v.contiguous().clone() for k, v in state.items() if isinstance(v, Tensor)}
-        save_file(arrays, Path(folder) / "poise.safetensors")
+        arrays = {k: v.contiguous() for k, v in state.items() if isinstance(v, Tensor)}
+        data = save(arrays)
         rest = {k: v for k, v in state.items() if k not in arrays}
-        (Path(folder) / "poise.json").write_text(json.dumps(rest, indent=1) + "\n")
+        rest |= {"fitted_for": _plain(dict(fitted_for or {})), "arrays_sha256": sha256(data).hexdigest()}
+        _write_whole(Path(folder) / "poise.safetensors", data)
+        _write_whole(Path(folder) / "poise.json", (json.dumps(rest, indent=1) + "\n").encode())
 
-    def restore(self, folder: Path | str) -> None:
+    def restore(self, folder: Path | str, *, fitted_for: Mapping[str, Any] | None = None) -> None:
         """Load what `save` wrote.
+
+        Args:
+            folder: Where it was written.
+            fitted_for: What the state must have been fitted for; None takes any.
 
         Raises:
             FileNotFoundError: If the folder has no saved baseline.
-            ValueError: As `load_state_dict`.
+            ValueError: As `load_state_dict`; if the state was fitted for something else, or its two files are not of
+                one save.
         """
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         rest = json.loads((Path(folder) / "poise.json").read_text())
-        self.load_state_dict(rest | load_file(Path(folder) / "poise.safetensors"))
+        data = (Path(folder) / "poise.safetensors").read_bytes()
+        theirs, digest = rest.pop("fitted_for", {}), rest.pop("arrays_sha256", None)
+        if digest != sha256(data).hexdigest():
+            raise ValueError(f"poise.safetensors in {folder} is not the one that poise.json was written with")
+        mine = theirs if fitted_for is None else _plain(dict(fitted_for))
+        for name in mine | theirs:
+            if mine.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"this run has {name} {mine.get(name)!r}, the baseline in {folder} was fitted for "
+                    f"{theirs.get(name)!r}"
+                )
+        self.load_state_dict(rest | load(data))
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_bytes(data)
+    os.replace(unfinished, path)
 
 
 def _described(candidate: Candidate) -> str:

@@ -3,7 +3,6 @@
 A recorder stands between trainer and baseline, so that every test sees exactly what crossed the seam.
 """
 
-import json
 import logging
 import os
 import runpy
@@ -18,19 +17,15 @@ import pytest
 import torch
 import trl.trainer.grpo_trainer
 from conformance import (
-    END_OF_THINKING,
     LAYERS,
-    POOL_TOKENS,
-    TEMPERATURE,
-    character_tokenizer,
     library_advantages,
-    random_policy,
     recorded_policy,
     recorded_steps,
     rollout_features,
     stacked,
 )
 from datasets import Dataset
+from recording import HOST_CHATTER, RecordedTrainer, addition_prompts, metric, share_of_digits
 from torch.testing import assert_close
 from transformers import HfArgumentParser
 from trl import GRPOConfig
@@ -39,94 +34,7 @@ import poise
 from poise.engines.trl import PoiseConfig, PoiseTrainer
 from poise.engines.trl.trainer import completion_text, prompt_id
 
-pytestmark = [
-    # The hosts talk among themselves about their own deprecations.
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:You are using 'rollout_func':UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
-]
-
-
-def share_of_digits(completions: list[str], **columns: Any) -> list[float]:
-    return [sum(character.isdigit() for character in each) / max(1, len(each)) for each in completions]
-
-
-def addition_prompts(count: int = 64) -> Dataset:
-    return Dataset.from_list([{"prompt": f"{i}+{i % 7}=", "domain": "odd" if i % 2 else "even"} for i in range(count)])
-
-
-@pytest.fixture(scope="session")
-def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("policy")
-    random_policy().save_pretrained(folder)
-    character_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-class Recorder:
-    """Stands before a baseline and keeps what its steps were given and gave back."""
-
-    def __init__(self, baseline: poise.OnlineBaseline) -> None:
-        self.baseline = baseline
-        self.given: list[dict[str, Any]] = []
-        self.gave: list[Any] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.baseline, name)
-
-    def step(self, features: Any, rewards: Any, **named: Any) -> Any:
-        self.given.append({"features": features, "rewards": rewards, **named})
-        self.gave.append(self.baseline.step(features, rewards, **named))
-        return self.gave[-1]
-
-
-class RecordedTrainer(PoiseTrainer):
-    """Keeps every scored generation batch; the baseline is behind a recorder."""
-
-    def __init__(self, *positional: Any, **named: Any) -> None:
-        super().__init__(*positional, **named)
-        self.baseline = Recorder(self.baseline)
-        self.scored: list[dict[str, Any]] = []
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        scored = super()._generate_and_score_completions(inputs)
-        self.scored.append(scored)
-        return scored
-
-
-@pytest.fixture
-def build(tmp_path: Path, policy_folder: str) -> Callable[..., RecordedTrainer]:
-    def trainer(
-        *,
-        model: Any = policy_folder,
-        reward: Any = share_of_digits,
-        data: Dataset | None = None,
-        named: dict[str, Any] | None = None,
-        **options: Any,
-    ) -> RecordedTrainer:
-        settings = {
-            "per_device_train_batch_size": 16,
-            "max_completion_length": 12,
-            "max_steps": 2,
-            "learning_rate": 0.0,
-            "temperature": TEMPERATURE,
-            "bf16": False,
-            "use_cpu": True,
-            "report_to": [],
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "pool_tokens": POOL_TOKENS,
-            "end_of_thinking": END_OF_THINKING,
-        }
-        args = PoiseConfig(str(tmp_path / "run"), **(settings | options))
-        data = addition_prompts() if data is None else data
-        return RecordedTrainer(
-            model, reward, args, train_dataset=data, processing_class=character_tokenizer(), **(named or {})
-        )
-
-    return trainer
+pytestmark = HOST_CHATTER
 
 
 def recomputed(trainer: RecordedTrainer, batch: int, *, layers: list[int], normalization: str = "constant") -> Any:
@@ -156,10 +64,6 @@ def assert_features_close(found: Any, expected: Any) -> None:
     for name in ("prompt", "completion", "entropies"):
         assert_close(getattr(found, name), getattr(expected, name), atol=2e-5, rtol=2e-5)
     assert_close(found.missing, expected.missing)
-
-
-def metric(trainer: RecordedTrainer, name: str) -> list[float]:
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 # Learning.
@@ -213,7 +117,7 @@ def test_prompts_domains_and_rewards_are_those_of_the_rollouts(build):
     trainer.train()
     given = trainer.baseline.given[0]
     spelled = trainer.processing_class.batch_decode(trainer.scored[0]["prompt_ids"], skip_special_tokens=True)
-    assert given["prompts"] == [json.dumps(each) for each in spelled]
+    assert given["prompts"] == spelled
     assert len(set(given["prompts"])) == 5
     assert given["domains"] == [f"d{each[0]}" for each in spelled]
     texts = trainer.processing_class.batch_decode(trainer.scored[0]["completion_ids"], skip_special_tokens=True)
@@ -393,34 +297,6 @@ def test_vllm_correction_pass_serves_without_an_extra_forward(build, monkeypatch
     assert_features_close(trainer.baseline.given[0]["features"], features)
 
 
-# Checkpoints.
-
-
-def test_resumed_baseline_continues_where_it_stopped(build, tmp_path):
-    trainer = build(max_steps=2, save_strategy="steps", save_steps=2)
-    trainer.train()
-    checkpoint = tmp_path / "run" / "checkpoint-2"
-    assert {"poise.safetensors", "poise.json"} <= {each.name for each in checkpoint.iterdir()}
-    resumed = build(max_steps=4)
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    assert len(resumed.baseline.given) == 1
-    for oracle, same in ((trainer.baseline.baseline, True), (poise.OnlineBaseline(poise.preset("poise")), False)):
-        step = oracle.step(**resumed.baseline.given[0])
-        assert torch.equal(step.advantages, resumed.baseline.gave[0].advantages) is same
-
-
-def test_a_checkpoint_without_a_baseline_resumes_with_an_empty_window(build, tmp_path):
-    trainer = build(max_steps=2, save_strategy="steps", save_steps=2)
-    trainer.train()
-    checkpoint = tmp_path / "run" / "checkpoint-2"
-    (checkpoint / "poise.json").unlink()
-    resumed = build(max_steps=4)
-    with pytest.warns(UserWarning, match="starts with an empty window"):
-        resumed.train(resume_from_checkpoint=str(checkpoint))
-    fresh = poise.OnlineBaseline(poise.preset("poise")).step(**resumed.baseline.given[0])
-    assert torch.equal(fresh.advantages, resumed.baseline.gave[0].advantages)
-
-
 # Refusals.
 
 
@@ -514,12 +390,24 @@ def test_quickstart_trains(tmp_path, policy_folder):
     assert len(trainer.last_rollouts["rewards"]) == 16
 
 
+@pytest.mark.slow
+def test_step_sizes_are_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "trl_step_size.py"))
+    table = example["main"](batches=1, filling=1)
+    divided, plain = table["GRPO / std, G = 2"], table["GRPO, not divided, G = 2"]
+    # Rewards are 0 or 1, so every pair that differs has a standard deviation of the square root of 1/2.
+    assert divided[0] / plain[0] == pytest.approx(2**0.5, rel=1e-3)
+    assert divided[1] / plain[1] == pytest.approx(2**0.5, rel=1e-3)
+    assert table["poise, G = 2"][1] > 0
+
+
 # Several processes.
 
 TWO_PROCESSES = """
 import os, sys, torch
 sys.path.insert(0, {tests!r})
-from test_trl import addition_prompts, share_of_digits
+from recording import addition_prompts, share_of_digits
 from conformance import character_tokenizer
 from poise.engines.trl import PoiseConfig, PoiseTrainer
 args = PoiseConfig({run!r}, per_device_train_batch_size=3, steps_per_generation=2, max_completion_length=6, max_steps=2,
@@ -545,12 +433,50 @@ print("both sides agree")
 """
 
 
+RECORDED_ON_TWO = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from conformance import *
+from datasets import Dataset
+from poise.engines.trl import PoiseConfig, PoiseTrainer
+steps = recorded_steps()
+current = iter(steps)
+playing = [steps[0]]
+def mine(rows):
+    rank = trainer.accelerator.process_index
+    return rows[8 * rank : 8 * rank + 8]
+def rollouts(prompts, trainer):
+    playing[0] = next(current)
+    assert prompts == mine(playing[0].prompts)
+    return {{"prompt_ids": mine(playing[0].prompt_ids), "completion_ids": mine(playing[0].completion_ids),
+        "logprobs": None}}
+args = PoiseConfig({run!r}, per_device_train_batch_size=4, steps_per_generation=2, max_completion_length=12,
+    max_steps=4, learning_rate=0.0, temperature=TEMPERATURE, bf16=False, use_cpu=True, report_to=[], save_strategy="no",
+    disable_tqdm=True, shuffle_dataset=False, layers=LAYERS, pool_tokens=POOL_TOKENS, end_of_thinking=END_OF_THINKING)
+data = [{{"prompt": prompt, "domain": domain}} for step in steps
+    for prompt, domain in list(zip(step.prompts, step.domains, strict=True))[::2]]
+trainer = PoiseTrainer(recorded_policy(), lambda **columns: mine(playing[0].rewards), args,
+    train_dataset=Dataset.from_list(data), processing_class=character_tokenizer(), rollout_func=rollouts)
+weights, scored = [], []
+step, score = trainer.baseline.step, trainer._generate_and_score_completions
+trainer.baseline.step = lambda *a, **k: weights.append(k["weights"]) or step(*a, **k)
+trainer._generate_and_score_completions = lambda inputs: scored.append(score(inputs)) or scored[-1]
+trainer.train()
+assert trainer.accelerator.num_processes == 2 and len(scored) == len(steps)
+for found, recorded, expected in zip(scored, steps, library_advantages(steps), strict=True):
+    everyone = trainer.accelerator.gather(found["advantages"]).double()
+    torch.testing.assert_close(everyone, expected, atol=1e-6, rtol=0)
+for found, recorded in zip(weights, steps if trainer.accelerator.is_main_process else [], strict=True):
+    torch.testing.assert_close(found, recorded.weights, atol=1e-4, rtol=1e-5)
+print("both sides agree")
+"""
+
+
 @pytest.mark.slow
-def test_siblings_on_two_processes_are_paired(tmp_path, policy_folder):
-    script = tmp_path / "two.py"
-    script.write_text(
-        TWO_PROCESSES.format(tests=str(Path(__file__).parent), run=str(tmp_path / "run"), model=policy_folder)
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+@pytest.mark.parametrize("script", [TWO_PROCESSES, RECORDED_ON_TWO], ids=["fresh rollouts", "recorded rollouts"])
+def test_two_processes_have_the_advantages_of_one(tmp_path, policy_folder, script):
+    file = tmp_path / "two.py"
+    file.write_text(script.format(tests=str(Path(__file__).parent), run=str(tmp_path / "run"), model=policy_folder))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(file)]
     finished = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert finished.stdout.count("both sides agree") == 2, finished.stderr

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -42,7 +43,7 @@ def test_log_prob_pass_takes_options_by_keyword(name):
 def test_overridden_methods_are_those_under_contract():
     own = {name for name, member in vars(PoiseTrainer).items() if inspect.isfunction(member)}
     overridden = {name for name in own if hasattr(GRPOTrainer, name)} - {"__init__"}
-    assert overridden == set(METHODS) - {"_get_output_dir"}
+    assert overridden == set(METHODS)
 
 
 SCORE = "_generate_and_score_completions"
@@ -70,6 +71,15 @@ def test_source_of_trl_still_does_what_is_relied_on(name, pattern, what):
 def test_checkpoint_hooks_are_called_by_the_host():
     assert "self._load_optimizer_and_scheduler(" in inspect.getsource(Trainer), "Trainer no longer restores by method"
     assert "self._save_checkpoint(" in inspect.getsource(Trainer), "Trainer no longer saves by method"
+
+
+def test_checkpoints_are_written_where_the_host_is_told():
+    saving = inspect.getsource(Trainer._save_checkpoint)
+    assert "run_dir = self._get_output_dir(trial=trial)" in saving, "Trainer no longer asks where checkpoints go"
+    assert "rotate_checkpoints(" in saving, "Trainer no longer deletes old checkpoints when it saves"
+    assert {"output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime"} <= set(
+        inspect.signature(rotate_checkpoints).parameters
+    ), "transformers.trainer_utils.rotate_checkpoints takes other arguments now"
 
 
 def test_gradient_checkpointing_can_be_switched_off():

@@ -1,6 +1,6 @@
 """poise in TRL: `PoiseTrainer` is a `GRPOTrainer` whose baseline is read from the policy's own hidden states.
 
-The rule: TRL is subclassed, never patched or copied. Three of the five methods overridden in `trainer.py` are
+The rule: TRL is subclassed, never patched or copied. Four of the six methods overridden in `trainer.py` are
 private to TRL, so the tested releases are named here and any other one is met with a warning.
 """
 

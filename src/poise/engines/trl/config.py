@@ -4,12 +4,16 @@ The rule: the defaults are a case in which the features cost no extra forward pa
 minibatch is unbiased; an option under which a baseline would be wrong is refused with one sentence.
 """
 
+import logging
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, no_type_check
 
 from trl import GRPOConfig
 
 import poise
+
+logger = logging.getLogger(__name__)
 
 # What a completion's gradient is divided by. The score-norm weights follow it, and only the constant, which does not
 # depend on what was sampled, leaves the policy gradient exactly unbiased.
@@ -32,7 +36,7 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
     Changed defaults: `num_generations` 2, `loss_type` "dr_grpo", `scale_rewards` "none", `disable_dropout` True, and
     `steps_per_generation` twice `gradient_accumulation_steps`, so that every batch of rollouts is trained on in two
     minibatches. TRL then computes the log-probabilities of the policy that sampled, and the features come from that
-    forward pass.
+    forward pass. `save_steps` is rounded up to whole generation batches, and says so.
 
     Raises:
         ValueError: If the preset or one of its options is unknown, or if an option of TRL contradicts the baseline.
@@ -40,6 +44,13 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "preset_options"]
 
+    save_steps: float = field(
+        default=500,
+        metadata={
+            "help": "Steps from one checkpoint to the next, or, below 1, their share of all steps. Rounded up to whole "
+            "generation batches."
+        },
+    )
     num_generations: int | None = field(
         default=2, metadata={"help": "Rollouts per prompt. A baseline read from siblings needs 2 or more."}
     )
@@ -90,7 +101,8 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
-        if self.steps_per_generation is None and self.generation_batch_size is None:
+        self.chose_steps_per_generation = self.steps_per_generation is None and self.generation_batch_size is None
+        if self.chose_steps_per_generation:
             self.steps_per_generation = 2 * self.gradient_accumulation_steps
         if self.num_generations is None or self.num_generations < 2:
             raise ValueError(
@@ -127,6 +139,37 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
                 f"steps_per_generation={self.steps_per_generation}, "
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps} and use_vllm={self.use_vllm}"
             )
+        share = self.save_steps
+        steps = int(share) if share >= 1 else math.ceil(self.max_steps * share)
+        if steps > 0:  # else a share of a number of epochs, not known yet
+            rounded = self.whole_generations(steps)
+            self.save_steps = share if rounded == steps else rounded
+
+    @property
+    def steps_between_generations(self) -> int:
+        """Optimizer steps from one moment at which all sampled rollouts are trained on to the next."""
+        assert self.steps_per_generation is not None  # TRL has filled it in
+        minibatches = self.steps_per_generation * self.num_iterations
+        return math.lcm(minibatches, self.gradient_accumulation_steps) // self.gradient_accumulation_steps
+
+    def whole_generations(self, save_steps: int) -> int:
+        """`save_steps` rounded up to whole generation batches: TRL's checkpoints do not hold rollouts.
+
+        Left as it is where checkpoints are not made every so many steps, or where the best of them is loaded at the
+        end, which TRL finds only if every evaluation has its checkpoint.
+        """
+        every = self.steps_between_generations
+        rounded = math.ceil(save_steps / every) * every
+        if rounded == save_steps or self.save_strategy != "steps" or self.load_best_model_at_end:
+            return save_steps
+        logger.warning(
+            "save_steps is %d instead of %d: a generation batch is trained on for %d steps, and a checkpoint between "
+            "them could not be resumed exactly",
+            rounded,
+            save_steps,
+            every,
+        )
+        return rounded
 
     @property
     def resolved_preset(self) -> poise.Preset:
@@ -161,9 +204,13 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
         if not self.resolved_preset.exact:
             sources.append(f"the baseline {self.preset!r} depends on the rollout that it is subtracted from")
         if self.loss_normalization == "token":
-            sources.append(f"loss_type {self.loss_type!r} divides by a number of sampled tokens")
+            sources.append(
+                f"loss_type {self.loss_type!r} divides by a number of sampled tokens, a bias of order 1 / rollouts"
+            )
         if self.loss_normalization == "sequence":
-            sources.append(f"loss_type {self.loss_type!r} divides every completion by its own length")
+            sources.append(
+                f"loss_type {self.loss_type!r} divides every completion by its own length, a bias with any baseline"
+            )
         return sources
 
 

@@ -1,4 +1,4 @@
-"""Where poise meets TRL's training loop: five overrides of `GRPOTrainer`, and nothing of the method.
+"""Where poise meets TRL's training loop: a few overrides of `GRPOTrainer`, and nothing of the method.
 
 The rule: features come from the pass that gave the log-probabilities TRL trains with, found by object identity, so a
 pass over a reference model or an adapter switched off is never taken for the sampling policy. Features, rewards and
@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import json
 import logging
+import shutil
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,7 +21,9 @@ import torch
 from accelerate.utils import broadcast, gather_object
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -30,6 +33,9 @@ from poise.features import Features, reasoning_mask, score_norm_weights
 from poise.hidden_states import HiddenStateCapture, capture_hidden_states, decoder_blocks
 
 logger = logging.getLogger(__name__)
+
+UNFINISHED = "unfinished-checkpoint"
+"""Folder, beside the checkpoints, in which the next one is written. TRL does not take it for a checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +54,9 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
 
     Attributes:
         baseline: The `poise.OnlineBaseline`; it learns in the main process, and a checkpoint holds its state.
-        last_rollouts: The newest generation batch, one list of length N a column (`prompts`, `completions`,
-            `completion_lengths`, `rewards`, `values`, `baselines`, `advantages`, `domains`) and the `step` at which it
-            was sampled; `None` before the first batch and outside the main process.
+        last_rollouts: The newest generation batch, one list of length N a column (`prompts`: text, or messages as JSON;
+            `completions`, `completion_lengths`, `rewards`, `values`, `baselines`, `advantages`, `domains`) and the
+            `step` at which it was sampled; `None` before the first batch and outside the main process.
         last_step: The `poise.Step` of that batch, `None` likewise.
 
     Raises:
@@ -62,6 +68,7 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
     _passes: list[PolicyPass] | None = None
     _rewards_per_func: Tensor | None = None
     _extra_forward_said = False
+    _writing_aside = False
 
     def __init__(
         self,
@@ -79,11 +86,9 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
         for name in ("tools", "environment_factory"):
             if arguments.get(name):
                 raise ValueError(f"poise reads completions that the policy sampled whole: {name} is not supported")
-        columns = getattr(arguments.get("train_dataset"), "column_names", None) or []
-        for name in ("image", "images"):
-            if name in columns:
-                raise ValueError(f"poise trains on text alone, and the data set has a column {name!r}")
+        check_data_set(arguments.get("train_dataset"), args)
         super().__init__(model, reward_funcs, args, *positional, **named)
+        self.add_callback(WholeGenerations())
         preset = args.resolved_preset
         self.baseline = poise.OnlineBaseline(preset)
         self.last_rollouts: dict[str, Any] | None = None
@@ -93,10 +98,13 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
         self._layers = self._checked_layers() if preset.needs_features else []
         self._end_of_thinking_ids = self._token_ids(args.end_of_thinking)
         if self.accelerator.is_main_process:
-            for source in args.sources_of_bias:
-                logger.warning("the policy gradient is not exactly unbiased: %s", source)
-            if not args.sources_of_bias:
-                logger.info("the policy gradient is unbiased, except where a ratio is clipped or masked")
+            if args.sources_of_bias:
+                logger.warning("the policy gradient is not exactly unbiased: %s", "; ".join(args.sources_of_bias))
+            else:
+                logger.info(
+                    "the policy gradient of the first minibatch is unbiased; in later ones it is, up to TRL's clipped "
+                    "and masked ratios"
+                )
 
     # The pass over the rollouts: hidden states, entropies and log-probabilities.
 
@@ -151,7 +159,7 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's generation batch with poise's advantages; evaluation is left as it is."""
         if not self.model.training:
-            return super()._generate_and_score_completions(inputs)  # type: ignore[no-any-return]
+            return super()._generate_and_score_completions(inputs)
         self._passes = []
         try:
             scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -237,7 +245,7 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
             self.last_step = step
             self.last_rollouts = {
                 "step": self.state.global_step,
-                "prompts": list(self._logs["prompt"])[-len(rewards) :],
+                "prompts": prompts,
                 "completions": [completion_text(each) for each in list(self._logs["completion"])[-len(rewards) :]],
                 "completion_lengths": completion_lengths.tolist(),
                 "rewards": rewards.tolist(),
@@ -257,26 +265,78 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
             features, **{name: self.accelerator.gather(tensor).cpu() for name, tensor in fields.items()}
         )
 
-    # Checkpoints: the state of the baseline beside TRL's own files.
+    # Checkpoints: the state of the baseline beside TRL's own files, all of them or none.
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """TRL's folder of checkpoints; while one is written, a folder aside in it."""
+        folder: str = super()._get_output_dir(trial=trial)
+        return str(Path(folder) / UNFINISHED) if self._writing_aside else folder
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        """A whole checkpoint: it is written aside and renamed when every file of every process is there."""
+        folder, name = Path(self._get_output_dir(trial=trial)), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        # An upload reads the folder while training goes on: it cannot be renamed.
+        aside = folder if self.args.push_to_hub else folder / UNFINISHED
+        if self.args.should_save and aside != folder:
+            shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed while it wrote
+        self.accelerator.wait_for_everyone()
+        self._writing_aside = aside != folder
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._writing_aside = False
         if self.accelerator.is_main_process:
-            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            self.baseline.save(folder)
+            self.baseline.save(aside / name, fitted_for=self._fitted_for())
+        if aside == folder:
+            return
+        if self.state.best_model_checkpoint == str(aside / name):
+            self.state.best_model_checkpoint = str(folder / name)
+            if self.args.should_save:
+                self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            if (folder / name).exists():  # of an earlier run in the same folder
+                (folder / name).rename(aside / "replaced")
+            (aside / name).rename(folder / name)
+            shutil.rmtree(aside)
+            rotate_checkpoints(
+                output_dir=str(folder),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None or not self.accelerator.is_main_process:
-            return
+        if checkpoint is not None and self.accelerator.is_main_process:
+            self._restore_baseline(checkpoint)
+
+    def _restore_baseline(self, checkpoint: str) -> None:
+        """Continue the baseline of a checkpoint; one of something else is refused."""
         if all((Path(checkpoint) / name).exists() for name in ("poise.safetensors", "poise.json")):
-            self.baseline.restore(Path(checkpoint))
+            self.baseline.restore(Path(checkpoint), fitted_for=self._fitted_for())
         else:
             warnings.warn(
                 f"{checkpoint} holds no poise.safetensors and poise.json: the baseline starts with an empty window",
                 UserWarning,
                 stacklevel=2,
             )
+
+    def _fitted_for(self) -> dict[str, Any]:
+        """What a saved baseline is of use for: another model or other features would be read as if they were these."""
+        if not self._needs_features:
+            return {}
+        config = self.accelerator.unwrap_model(self.model).config.get_text_config()
+        return {
+            "model_type": config.model_type,
+            "hidden_size": config.hidden_size,
+            "num_hidden_layers": config.num_hidden_layers,
+            "layers": self._layers,
+            "pool_tokens": self.args.pool_tokens,
+            "end_of_thinking": self.args.end_of_thinking,
+            "weights_divided_by_length": self.args.loss_normalization == "sequence",
+        }
 
     # What the model and its tokenizer have.
 
@@ -298,9 +358,50 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
         return [] if self._tokenizer.unk_token_id in ids else ids
 
 
+def check_data_set(data: Any, args: PoiseConfig) -> None:
+    """Refuse data that cannot be trained on; make generation batches smaller where the data set has too few prompts.
+
+    Raises:
+        ValueError: If the data set has images, no prompts, or too few prompts for one generation batch.
+    """
+    columns = getattr(data, "column_names", None) or []
+    for name in ("image", "images"):
+        if name in columns:
+            raise ValueError(f"poise trains on text alone, and the data set has a column {name!r}")
+    if columns and "prompt" not in columns:
+        raise ValueError(f"the data set needs a column 'prompt', got {', '.join(sorted(columns))}")
+    if not hasattr(data, "__len__"):
+        return
+    rollouts, group_size = args.generation_batch_size or 0, args.num_generations or 1  # TRL has filled them in
+    if rollouts > len(data) * group_size and args.chose_steps_per_generation and args.poise_feature_pass == "auto":
+        half = rollouts // 2  # one minibatch in place of two
+        if half % group_size == 0 and half <= len(data) * group_size:
+            args.steps_per_generation, args.generation_batch_size = args.gradient_accumulation_steps, half
+            rollouts = half
+            logger.warning(
+                "the data set has %d prompts, too few for two minibatches a generation batch: steps_per_generation is "
+                "%d instead of twice that, and the features cost one more forward pass",
+                len(data),
+                args.steps_per_generation,
+            )
+    if rollouts > len(data) * group_size:
+        raise ValueError(
+            f"a generation batch holds {rollouts // group_size} prompts, and the data set needs as many or more, "
+            f"got {len(data)}"
+        )
+
+
+class WholeGenerations(TrainerCallback):  # type: ignore[misc]
+    """Rounds `save_steps` where its number of steps is known only now: a share of so many epochs."""
+
+    def on_train_begin(self, args: PoiseConfig, state: Any, control: Any, **named: Any) -> None:
+        if args.save_steps < 1:
+            state.save_steps = args.whole_generations(state.save_steps)
+
+
 def prompt_id(prompt: str | list[dict[str, Any]]) -> str:
     """One string per distinct prompt, text or messages: rollouts with equal strings are siblings."""
-    return json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
 
 
 def completion_text(completion: str | list[dict[str, Any]]) -> str:
