@@ -61,6 +61,15 @@ def rows_of(rollouts: Rollouts, rows: slice) -> Rollouts:
     )
 
 
+def rotated(rollouts: Rollouts, by: int) -> Rollouts:
+    """The same rows, those at `by` first."""
+    order = torch.arange(len(rollouts.rewards)).roll(-by)
+    f = rollouts.features
+    features = Features(f.prompt[order], f.completion[order], f.entropies[order], f.missing[order])
+    names = [rollouts.prompts[k] for k in order.tolist()]
+    return Rollouts(features, rollouts.rewards[order], rollouts.values[order], names, rollouts.domains)
+
+
 def filled_baseline(rollouts: Rollouts, preset: poise.Preset) -> poise.OnlineBaseline:
     """A baseline whose window holds these rollouts, 512 a step."""
     baseline = poise.OnlineBaseline(preset)
@@ -173,12 +182,18 @@ def main() -> None:
     for shape in ("u-shaped", "flat"):
         worlds = (World(width=WIDTH, shape=shape, seed=seed) for seed in range(3))
         errors[f"synthetic, {shape}"] = [measured_errors(w.rollouts((WINDOW + NEW) // 2)) for w in worlds]
-    errors["SmolLM2's states"] = [measured_errors(real_rollouts((WINDOW + NEW) // 2, cache=options.real))]
+    real = real_rollouts((WINDOW + NEW) // 2, cache=options.real)
+    folds = (WINDOW + NEW) // NEW
+    errors["SmolLM2's states, every ninth held out in turn"] = [
+        measured_errors(rotated(real, k * NEW)) for k in range(folds)
+    ]
     rows = []
     for name, pairs in errors.items():
-        a, b = (interval([pair[k] for pair in pairs])[0] for k in (0, 1))
-        rows.append([name, str(len(pairs)), f"{a:.4f}", f"{b:.4f}", f"{a / b:.2f}"])
-    quality = markdown_table(["squared error to V, window 4,096", "draws", "poise-value", "released", "ratio"], rows)
+        (a, _), (b, _) = (interval([pair[k] for pair in pairs]) for k in (0, 1))
+        excess, half = interval([mine - other for mine, other in pairs])
+        rows.append([name, str(len(pairs)), f"{a:.4f}", f"{b:.4f}", f"{a / b:.2f}", f"{excess:.4f} ± {half:.4f}"])
+    header = ["squared error to V, window 4,096", "draws", "poise-value", "released", "ratio", "difference"]
+    quality = markdown_table(header, rows)
     grown = growth(5)
     header = ["window rows", "width", "G", "seconds a step (512 new rows)", "state, MiB", "process peak so far, MiB"]
     table = "\n\n".join([times, quality, markdown_table(header, grown)])
