@@ -48,6 +48,9 @@ test-gpu: .venv/installed  ## the tests that need a CUDA device
 	$(QUIET) $(BIN)/python -m pytest -m gpu
 
 .PHONY: bench
-bench: .venv/installed  ## measure baselines and the cost of a fit; results go to benchmarks/results/
+bench: .venv/installed  ## all benchmarks, an hour on two quiet cores; results go to benchmarks/results/
 	$(TEST_ENV) $(BIN)/python benchmarks/baseline_error.py
+	$(TEST_ENV) $(BIN)/python benchmarks/projection.py
 	$(TEST_ENV) $(BIN)/python benchmarks/fit.py
+	$(TEST_ENV) $(BIN)/python benchmarks/gradient_variance.py
+	$(TEST_ENV) $(BIN)/python benchmarks/overhead.py
