@@ -507,7 +507,7 @@ def squared_error(preset, draw, *, num_steps, judged):
 
 def test_where_there_is_nothing_to_know_knowing_costs_next_to_nothing():
     def draw(seed):
-        return drawn_rollouts((2,) * 128, seed=seed, rate=0.15)
+        return drawn_rollouts((2,) * 256, seed=seed, rate=0.15)
 
     preset = poise.preset("poise-value", penalties=(3.0, 300.0), components=(8,))
     mine, leave_out_mean = squared_error(preset, draw, num_steps=8, judged=5)["all"]

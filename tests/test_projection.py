@@ -1,11 +1,11 @@
-"""Projection keeps lengths and forgets units; principal axes are those of scikit-learn."""
+"""Projection keeps lengths; principal axes are those of scikit-learn, and forget units."""
 
 import pytest
 import torch
 from sklearn.decomposition import PCA
 from torch.testing import assert_close
 
-from poise.projection import principal_axes, projected_states
+from poise.projection import FARTHEST, principal_axes, projected_states
 
 
 def states(rows=40, width=300):
@@ -14,17 +14,16 @@ def states(rows=40, width=300):
 
 
 def test_norms_are_kept_on_average():
-    # Every scaled row has squared norm `width`; its projection differs from that by about sqrt(2 / size) of it.
+    # The squared norm of a projected row differs from the row's own by about sqrt(2 / size) of it.
     norms = projected_states(torch.randn(2000, 300), size=64, seed=0).pow(2).sum(dim=1)
     assert abs(float(norms.mean()) / 300 - 1) < 0.02
     over_seeds = torch.stack([projected_states(states(), size=64, seed=k).pow(2).sum(dim=1) for k in range(40)])
-    assert (over_seeds.mean(dim=0) / 300 - 1).abs().max() < 0.15
+    assert (over_seeds.mean(dim=0) / states().pow(2).sum(dim=1) - 1).abs().max() < 0.15
 
 
 def test_the_directions_are_orthogonal_and_of_equal_length():
     width = 50
-    # Each unit vector has root mean square width^-1/2, so what comes out is sqrt(width) times a row of the matrix.
-    matrix = projected_states(torch.eye(width), size=8, seed=5).double() / width**0.5
+    matrix = projected_states(torch.eye(width), size=8, seed=5).double()
     assert_close(matrix.T @ matrix, width / 8 * torch.eye(8).double(), atol=1e-5, rtol=0)
 
 
@@ -36,11 +35,21 @@ def test_angles_of_states_with_few_directions_survive():
     assert (projected @ projected.T - cosines).abs().max() < 0.2
 
 
-@pytest.mark.parametrize("width", [300, 10], ids=["wide", "narrow"])
-def test_the_unit_of_a_state_does_not_matter(width):
-    plain = projected_states(states(width=width), size=16, seed=0)
-    units = 10 ** torch.linspace(-6, 6, 40)[:, None]
-    assert_close(projected_states(units * states(width=width), size=16, seed=0), plain, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("unit", [1e-4, 1e3])
+def test_the_unit_of_states_does_not_matter_to_scores(unit):
+    def scores(rows):
+        projected = projected_states(rows, size=16, seed=0)
+        return principal_axes(projected[:30], components=8).scores(projected)
+
+    assert_close(scores(unit * states()).abs(), scores(states()).abs(), rtol=1e-3, atol=1e-3)
+
+
+def test_outliers_are_cut_off():
+    rows = states(width=8)
+    axes = principal_axes(rows, components=4)
+    wild = torch.cat([rows, 1e6 * rows])
+    assert axes.scores(wild).abs().max() == FARTHEST
+    assert torch.equal(axes.scores(wild)[:40], axes.scores(rows))
 
 
 def test_each_row_is_projected_for_itself():
@@ -53,10 +62,8 @@ def test_the_seed_alone_decides_the_directions():
     assert (one - other).abs().max() > 0.1
 
 
-def test_states_no_wider_than_asked_are_only_scaled():
-    narrow = states(width=16)
-    rms = narrow.pow(2).mean(dim=1, keepdim=True).sqrt()
-    assert_close(projected_states(narrow, size=16, seed=0), narrow / rms)
+def test_states_no_wider_than_asked_are_left_as_they_are():
+    assert torch.equal(projected_states(states(width=16), size=16, seed=0), states(width=16))
 
 
 @pytest.mark.parametrize("width", [300, 10, 0])

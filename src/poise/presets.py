@@ -23,7 +23,7 @@ class LeaveOnePromptOutRecipe:
     """Weigh rows by score norms: the target is then the score-norm-weighted mean of rewards, not the value."""
     penalties: tuple[float, ...] = (3.0, 30.0, 300.0, 3000.0)
     """Ridge penalties to choose from, per unit of mean row weight; hidden-state columns have variance 1."""
-    components: tuple[int, ...] = (16, 64)
+    components: tuple[int, ...] = (40,)
     """Numbers of principal axes to choose from, for each hidden state."""
     window_rows: int = 4096
     """Rows of earlier steps that stay in the fit."""

@@ -1,8 +1,8 @@
 """How is a wide hidden state brought to the few directions that matter, without looking at its own batch?
 
-First every row is divided by its own root mean square and multiplied by a fixed orthonormal matrix drawn from a seed:
-both depend on nothing but the row, and the state to save is the seed. What remains is turned into scores on principal
-axes that were settled on *other* rows: those of earlier steps. So the fit stays exact.
+First every row is multiplied by a fixed orthonormal matrix drawn from a seed, which depends on nothing, and is all that
+there is to save. What remains is turned into scores on principal axes that were settled on *other* rows: those of
+earlier steps. So the fit stays exact.
 """
 
 from dataclasses import dataclass
@@ -14,18 +14,17 @@ from torch import Tensor
 
 
 def projected_states(states: Float[Tensor, "rows width"], *, size: int, seed: int) -> Float[Tensor, "rows size"]:
-    """Scale each row to root mean square 1 and project it on `size` fixed orthonormal directions.
+    """Project each row on `size` fixed orthonormal directions; states no wider than that are left as they are.
 
-    The projection is scaled by sqrt(width / size), so that squared norms keep their mean. States no wider than `size`
-    are only scaled. A row of zeros (a segment without tokens) stays zero.
+    The projection is scaled by sqrt(width / size), so that squared norms keep their mean.
     """
     states = states.to(torch.float32)
     width = states.shape[1]
-    rms = states.pow(2).mean(dim=1, keepdim=True).sqrt() if width else states
-    scaled = states / torch.where(rms > 0, rms, 1.0)
-    if width <= size:
-        return scaled
-    return scaled @ _orthonormal(width, size, seed).to(scaled.device)
+    return states if width <= size else states @ _orthonormal(width, size, seed).to(states.device)
+
+
+FARTHEST = 6.0
+"""Where scores are cut off, in standard deviations: hidden states have outliers, and a fit should not hang on one."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class PrincipalAxes:
     """Orthogonal columns, each divided by the standard deviation along it."""
 
     def scores(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows components"]:
-        """Coordinates of rows; each has variance 1 over the rows that the axes were settled on."""
-        return (rows.to(torch.float64) - self.mean) @ self.directions
+        """Coordinates of rows, of variance 1 over the settled rows; outliers are held at `FARTHEST` deviations."""
+        return ((rows.to(torch.float64) - self.mean) @ self.directions).clamp(-FARTHEST, FARTHEST)
 
 
 def principal_axes(rows: Float[Tensor, "rows width"], *, components: int) -> PrincipalAxes:
