@@ -24,7 +24,7 @@ from poise.diagnostics import PairScoreboard
 from poise.evidence import EVIDENCE_SETS
 from poise.features import Features
 from poise.learned import LearnedBaseline
-from poise.presets import EarlierStepsRecipe, LeaveOnePromptOutRecipe, Preset
+from poise.presets import EarlierStepsRecipe, LeaveOnePromptOutRecipe, Preset, RewardsRecipe
 from poise.published import PublishedBaseline, Window
 
 STATE_VERSION = 1
@@ -124,7 +124,8 @@ class OnlineBaseline:
                 rows, batch.rewards, groups=batch.groups, gradable=batch.gradable, domains=batch.domains
             )
             return baselines, values, {}
-        kind = self.preset.name
+        assert isinstance(self.preset.recipe, RewardsRecipe)
+        kind = self.preset.recipe.kind
         if kind == "rloo":
             return rloo_baselines(batch.rewards, batch.groups, batch.gradable), unknown, {}
         if kind == "group-mean":
