@@ -113,3 +113,11 @@ def test_presets_cannot_be_edited_in_place():
 def test_bad_presets_are_refused_with_a_sentence(name, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         poise.preset(name, **changes)
+
+
+@pytest.mark.parametrize("member", ["ridge", ("ridge",), ("ridge", "much")])
+def test_a_member_that_is_no_kind_and_penalty_is_refused(member):
+    recipe = poise.preset("paper", window_rows=1).recipe
+    object.__setattr__(recipe, "members", (member,))  # past the type checks that only tests have
+    with pytest.raises(ValueError, match=r"a member is a kind and a penalty, such as \('ridge', 0.01\); got \W*ridge"):
+        recipe.__post_init__()

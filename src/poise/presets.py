@@ -109,8 +109,10 @@ class EarlierStepsRecipe:
     def __post_init__(self) -> None:
         check_scalar_names(self.scalars, own=True)
         for member in self.members:
-            if not isinstance(member, tuple) or len(member) != 2:
-                raise ValueError(f"a member is a kind and a penalty, such as ('ridge', 0.01); got {member!r}")
+            match member:
+                case (str(), int() | float()):
+                    continue
+            raise ValueError(f"a member is a kind and a penalty, such as ('ridge', 0.01); got {member!r}")
         for kind, penalty in self.fitted_members:
             if kind not in PROBES:
                 raise ValueError(f"probes are {', '.join(PROBES)}; got {kind!r}")
