@@ -30,8 +30,8 @@ def reasoning_gym_problems(name: str, options: Mapping[str, str]) -> ProblemSour
 
     Args:
         name: Of the data set, such as "chain_sum".
-        options: Fields of its configuration, as texts; `instruction`, a text to put after every question; `extract`, what
-            of a completion is its answer (see `EXTRACTS`).
+        options: Fields of its configuration, as texts; `instruction`, a text to put after every question; and
+            `extract`, what of a completion is its answer (see `EXTRACTS`).
 
     Raises:
         ValueError: If reasoning-gym is not installed, or has no such data set, or the data set no such configuration.
