@@ -117,6 +117,8 @@ def test_scores_are_those_of_the_data_set_fractions_included():
         ("number", "-12", False),
         ("number", "1,2", True),
         ("number", "twelve", False),
+        ("number", "1,2.5", False),
+        ("word", " no 12", False),
         ("line", " 12\nthat is all", True),
         ("line", "it is 12\n", False),
         ("all", " 12\nthat is all", False),
@@ -127,6 +129,14 @@ def test_a_task_says_what_of_a_completion_is_its_answer(extract: str, completion
     entry = problem.details.replace(f'"answer": "{problem.answer}"', '"answer": "12"')
     assert entry != problem.details
     assert (graded(completion, replace(problem, answer="12", details=entry)) == 1.0) is right
+
+
+def test_the_first_word_is_an_answer_where_a_task_says_so():
+    (problem,) = task_named("reasoning-gym:syllogism?extract=word").problems(1, seed=0)
+    other = {"Yes": "No", "No": "Yes"}[problem.answer]
+    assert graded(f' "{problem.answer}", of course: {other}.', problem) == 1.0
+    assert graded(f"{other}. Or {problem.answer}", problem) == 0.0
+    assert graded("12 _", problem) == 0.0
 
 
 def test_a_verifier_that_raises_on_a_completion_but_not_on_the_gold_answer_calls_it_wrong():

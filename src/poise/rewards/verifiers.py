@@ -76,12 +76,15 @@ def reasoning_gym_reward(completion: str, problem: Problem) -> float:
 
 
 def extracted(text: str, what: str) -> str:
-    """The part of an answer that is scored: "all" of it, its first "line", or its first "number" (empty without one).
+    """The part of an answer that is scored: "all", or its first "line", "word" or "number"; empty where there is none.
 
     Small models say more than they are asked for; a data set that compares texts would call all of it wrong.
     """
     if what == "line":
         return text.strip().split("\n", 1)[0].strip()
+    if what == "word":
+        found = re.search(r"[^\W\d_]+", text)
+        return found[0] if found else ""
     if what == "number":
         found = re.search(r"-?\d[\d,]*(\.\d+)?", text)
         return found[0].replace(",", "") if found else ""

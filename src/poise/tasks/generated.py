@@ -19,8 +19,8 @@ PROBLEMS_A_SEED = 500
 """Problem i of a data set of reasoning-gym is drawn with its seed + i: seeds must lie further apart than that."""
 OWN_OPTIONS = ("instruction", "extract")
 """Options of a task that are no fields of the data set's configuration."""
-EXTRACTS = ("all", "line", "number")
-"""What of a completion is scored: all that is not thinking, its first line, or its first number."""
+EXTRACTS = ("all", "line", "word", "number")
+"""What of a completion is scored: all that is not thinking, or its first line, word or number."""
 LONGEST_SEARCH = 2_000
 """Draws in a row that may all fall on the wrong side of the split."""
 
