@@ -96,6 +96,7 @@ def test_presets_cannot_be_edited_in_place():
         ("grpo", {}, "presets are poise, poise-value, paper, .*; got 'grpo'"),
         ("poise", {"window": 3}, "preset 'poise' has the fields evidence, .*; got 'window'"),
         ("rloo", {"penalty": 1.0}, "preset 'rloo' has the fields kind; got 'penalty'"),
+        ("rloo", {"kind": "grpo"}, "kind is one of rloo, group-mean, none, got 'grpo'"),
         ("poise", {"evidence": ("constant", "luck")}, "evidence blocks are constant, .*; got 'luck'"),
         ("poise", {"penalties": (1.0, 0.0)}, r"penalties must be positive numbers, got \(1.0, 0.0\)"),
         ("poise", {"penalties": ()}, r"penalties must be positive numbers, got \(\)"),

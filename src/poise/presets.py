@@ -58,7 +58,7 @@ class LeaveOnePromptOutRecipe:
                 f"got {self.window_rows} and {self.projection_size}"
             )
 
-    exact = True
+    exact = True  # whatever the evidence: each prompt is left out of its own fit
 
     @property
     def needs_features(self) -> bool:
@@ -145,6 +145,10 @@ class RewardsRecipe:
 
     needs_features = False
     weighted = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("rloo", "group-mean", "none"):
+            raise ValueError(f"kind is one of rloo, group-mean, none, got {self.kind!r}")
 
     @property
     def exact(self) -> bool:
