@@ -1,0 +1,246 @@
+"""What does each estimator say a held-out prompt is worth, from one rollout of it?
+
+The rule: every estimator is fitted on the same pairs, the first two rollouts of each training prompt, and reads the
+same evidence, one rollout of the held-out prompt; no held-out reward but that of the evidence reaches it. Baselines
+are steps of `poise.OnlineBaseline`: one on the training pairs, then one on held-out rows of weight zero, which take no
+part in any fit.
+
+Dimensions: P held-out prompts, E choices of evidence (a held-out prompt's draws with features, one at a time).
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+import poise
+from poise.baselines import sibling_means
+from poise.models.critic import SequenceCritic
+from poise.presets import EarlierStepsRecipe, LeaveOnePromptOutRecipe
+from poise.study.drawing import StudyRollouts
+
+PAIR = 2
+"""Rollouts of a training prompt that estimators are fitted on."""
+
+SCALARS = ("means", "statistics", "length")
+"""What may stand in the place of the entropies: the three means, all statistics, or the logarithm of the length."""
+
+_MEANS = 3  # the first columns of the statistics: means over completion, reasoning and answer
+
+
+@dataclass(frozen=True)
+class View:
+    """Which of the features that were read an estimator sees."""
+
+    layer: int
+    pool_tokens: int
+    scalars: str = "means"
+    """One of `SCALARS`, or "" for none."""
+    prompt_states: bool = True
+    completion_states: bool = True
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """An estimator's values of held-out prompts, and what they took."""
+
+    values: Float[Tensor, "prompts evidence"]
+    seconds: float
+    """To fit."""
+    extra_bytes: int
+    """State that is held beside the policy."""
+    fold_errors: Float[Tensor, " training_prompts"] | None = None
+    """For each training prompt the mean of (r - b)^2, b from fits without it; None where there are no such fits."""
+
+
+def features(rollouts: StudyRollouts, view: View, draws: Sequence[int]) -> poise.Features:
+    """Features of some draws of every prompt as rows, prompt by prompt."""
+    layer, num = rollouts.layers.index(view.layer), len(draws)
+    index = torch.tensor(list(draws), dtype=torch.int64)
+    rows = len(rollouts) * num
+    prompt = rollouts.prompt_states[view.pool_tokens][:, layer].repeat_interleave(num, dim=0)
+    completion = rollouts.completion_states[view.pool_tokens][:, index, layer].flatten(0, 1)
+    statistics = rollouts.entropies[:, index].flatten(0, 1)
+    scalars = {
+        "": statistics[:, :0],
+        "means": statistics[:, :_MEANS],
+        "statistics": statistics,
+        "length": rollouts.lengths[:, index].log1p().flatten()[:, None].float(),
+    }[view.scalars]
+    return poise.Features(
+        prompt=prompt if view.prompt_states else prompt[:, :0],
+        completion=completion if view.completion_states else completion[:, :0],
+        entropies=scalars,
+        missing=torch.zeros(rows, 4, dtype=torch.bool),
+    )
+
+
+def online_estimates(
+    preset: poise.Preset,
+    training: StudyRollouts,
+    held_out: StudyRollouts,
+    view: View,
+    *,
+    history: bool = False,
+    own_domains: bool = True,
+) -> Estimates:
+    """What a baseline of the library says, fitted on one step of training pairs.
+
+    Args:
+        preset: Unweighted ones are fitted with all weights 1, `poise` with score-norm weights.
+        training: Of each prompt the first two draws are the pair.
+        held_out: Each draw with features is evidence in turn.
+        view: What is read.
+        history: Whether every prompt has earned something in an earlier step: its draws without features.
+        own_domains: Whether baselines are told the prompts' domains.
+    """
+    baseline = poise.OnlineBaseline(_studied(preset, num_rows=PAIR * len(training)))
+    if history:
+        _remember(baseline, training, held_out)
+    weights = training.weights[:, :PAIR].flatten() if preset.weighted else torch.ones(PAIR * len(training))
+    started = time.perf_counter()
+    first = baseline.step(
+        features(training, view, range(PAIR)),
+        training.rewards[:, :PAIR].flatten(),
+        prompts=[prompt for prompt in training.prompts for _ in range(PAIR)],
+        domains=[domain for domain in training.domains for _ in range(PAIR)] if own_domains else None,
+        weights=weights,
+    )
+    seconds = time.perf_counter() - started
+    errors = (training.rewards[:, :PAIR] - first.baselines.unflatten(0, (-1, PAIR))) ** 2
+    held = sum(each.numel() * each.element_size() for each in baseline.state_dict().values() if _is_tensor(each))
+    return Estimates(
+        _held_out_values(baseline, held_out, view, own_domains=own_domains),
+        seconds,
+        held,
+        errors.mean(dim=1) if isinstance(preset.recipe, LeaveOnePromptOutRecipe) else None,
+    )
+
+
+def _studied(preset: poise.Preset, *, num_rows: int) -> poise.Preset:
+    """The preset, with all training rows in its window, a probe after one step, and weights of zero made use of."""
+    recipe = preset.recipe
+    if isinstance(recipe, LeaveOnePromptOutRecipe):
+        recipe = dataclasses.replace(recipe, weighted=True, window_rows=max(num_rows, recipe.window_rows))
+    elif isinstance(recipe, EarlierStepsRecipe):
+        recipe = dataclasses.replace(recipe, rloo_steps=1, window_rows=max(num_rows, recipe.window_rows))
+    return dataclasses.replace(preset, recipe=recipe)
+
+
+def _held_out_values(
+    baseline: poise.OnlineBaseline, held_out: StudyRollouts, view: View, *, own_domains: bool
+) -> Float[Tensor, "prompts evidence"]:
+    """The baseline of a rollout of which nothing is known, beside each draw as its only sibling."""
+    num = held_out.featured
+    evidence = features(held_out, view, range(num))
+    # Rows: the evidence, then the rollout that asks, which has no reward; its own features are not read.
+    twice = {field.name: getattr(evidence, field.name) for field in dataclasses.fields(evidence)}
+    keys = held_out_keys(held_out)
+    step = baseline.step(
+        poise.Features(**{name: torch.cat([part, part]) for name, part in twice.items()}),
+        torch.cat([held_out.rewards[:, :num].flatten(), torch.full((len(keys),), torch.nan, dtype=torch.float64)]),
+        prompts=keys + keys,
+        domains=[domain for domain in held_out.domains for _ in range(num)] * 2 if own_domains else None,
+        weights=torch.zeros(2 * len(keys)),
+    )
+    return step.baselines[len(keys) :].unflatten(0, (len(held_out), num))
+
+
+def held_out_keys(held_out: StudyRollouts) -> list[str]:
+    """One key for each prompt and choice of evidence: they are not told of each other."""
+    return [f"{prompt}\n{draw}" for prompt in held_out.prompts for draw in range(held_out.featured)]
+
+
+def _remember(baseline: poise.OnlineBaseline, training: StudyRollouts, held_out: StudyRollouts) -> None:
+    """Let every prompt have been seen in an earlier step, with the rewards of its draws without features."""
+    earlier_of_training = training.rewards[:, PAIR:]
+    earlier_of_held_out = held_out.rewards[:, held_out.rewards.shape[1] - earlier_of_training.shape[1] :]
+    rewards = torch.cat([earlier_of_training, earlier_of_held_out.repeat_interleave(held_out.featured, dim=0)])
+    keys = [*training.prompts, *held_out_keys(held_out)]
+    earlier = poise.OnlineBaseline(dataclasses.replace(baseline.preset, recipe=LeaveOnePromptOutRecipe(("constant",))))
+    num = rewards.shape[1]
+    earlier.step(None, rewards.flatten(), prompts=[key for key in keys for _ in range(num)])
+    past = {name: each for name, each in earlier.state_dict().items() if name.startswith("method.history.")}
+    baseline.load_state_dict(baseline.state_dict() | past)
+
+
+def critic_estimates(
+    policy: nn.Module,
+    training: StudyRollouts,
+    held_out: StudyRollouts,
+    *,
+    reads_completion: bool,
+    learning_rates: Sequence[float],
+    epochs: int,
+    batch_size: int = 16,
+    held_back: float = 0.15,
+    seed: int = 0,
+    watch: Callable[[int, int], None] = lambda done, total: None,
+) -> Estimates:
+    """What a critic of the policy's size says, fine-tuned on the same training pairs.
+
+    Args:
+        policy: Is copied.
+        training, held_out: As for `online_estimates`.
+        reads_completion: Whether it reads a rollout and is used across rollouts, or reads the prompt alone.
+        learning_rates: To try; the one with the lowest loss on held-back training prompts counts.
+        epochs: At most.
+        batch_size: Rows.
+        held_back: Share of the training prompts that choose rate and epoch.
+        seed: Of the critic.
+        watch: Told batches done and at most to do, over all learning rates.
+    """
+    rewards = training.rewards[:, :PAIR]
+    groups = torch.arange(len(training))
+    if reads_completion:
+        groups = groups.repeat_interleave(PAIR)
+        targets, _ = sibling_means(rewards.reshape(-1, 1), groups, torch.ones(rewards.numel(), dtype=torch.bool))
+        targets = targets[:, 0]
+    else:
+        targets = rewards.mean(dim=1)
+    sequences = _sequences(training, PAIR if reads_completion else 0)
+    rate = float(targets.mean().clamp(0.01, 0.99))
+    best: tuple[float, SequenceCritic, float, int] | None = None
+    for tried, learning_rate in enumerate(learning_rates):
+        critic = SequenceCritic(policy, mean_rate=rate)
+        fit = critic.fit(
+            sequences,
+            targets,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            seed=seed,
+            groups=groups,
+            held_back=held_back,
+            watch=_part_of(watch, tried, len(learning_rates)),
+        )
+        loss = min(fit.held_back_losses or fit.losses)
+        if best is None or loss < best[0]:
+            best = loss, critic, fit.seconds, fit.extra_bytes
+    assert best is not None
+    _, critic, seconds, extra_bytes = best
+    num = held_out.featured
+    values = critic.values(_sequences(held_out, num if reads_completion else 0))
+    values = values.unflatten(0, (-1, num)) if reads_completion else values[:, None].repeat(1, num)
+    return Estimates(values, seconds, extra_bytes)
+
+
+def _part_of(watch: Callable[[int, int], None], part: int, num_parts: int) -> Callable[[int, int], None]:
+    """What is told of one of several equal parts, told as of all."""
+    return lambda done, total: watch(part * total + done, num_parts * total)
+
+
+def _sequences(rollouts: StudyRollouts, draws: int) -> list[list[int]]:
+    """Prompts alone, or prompts with their first so many completions."""
+    if not draws:
+        return rollouts.prompt_ids
+    pairs = zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)
+    return [prompt + completion for prompt, completions in pairs for completion in completions[:draws]]
+
+
+def _is_tensor(each: object) -> bool:
+    return isinstance(each, Tensor)

@@ -1,0 +1,347 @@
+"""Which comparisons does a study make of one task, and what does each say?
+
+The rule: within a table all lines are fitted on the same training pairs (but where their number is the subject) and
+judged by the same rollouts of the same held-out prompts; intervals and ratios resample those prompts alike.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+import poise
+from poise.diagnostics import PairScoreboard
+from poise.evidence import BLOCKS
+from poise.study.drawing import StudyRollouts
+from poise.study.estimators import Estimates, View, online_estimates
+from poise.study.judging import (
+    MEASURES,
+    OF_VALUE_ALONE,
+    Judged,
+    absolute_error,
+    interval,
+    judged,
+    judged_oracle,
+)
+
+LOWEST_CEILING = 0.1
+"""Below this noise ceiling a task says nothing about any estimator."""
+FEWEST_TRAINING_PROMPTS = 32
+SUBSETS = 3
+"""Draws of a smaller number of training prompts, whose measures are averaged."""
+
+REFERENCE = "poise-value"
+"""The estimator that all others are compared with."""
+
+_REWARDS = ("constant", "domain", "sibling_reward", "history")
+EVIDENCE: dict[str, tuple[str, ...]] = {
+    "rewards": _REWARDS,
+    "rewards, entropies": (*_REWARDS, "sibling_entropies"),
+    "rewards, entropies, reasoning states": (*_REWARDS, "sibling_entropies", "sibling_states"),
+    "all": BLOCKS,
+}
+"""Evidence that a baseline may be given, the simplest first."""
+
+SWEPT_EVIDENCE = {"all": BLOCKS, "states": ("constant", "domain", "sibling_states", "prompt_states")}
+"""Evidence in tables of layers and pooling windows."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far rewards of held-out prompts can be told at all."""
+
+    mean_reward: float
+    value_variance: float
+    ceiling: float
+    """The largest share of the rewards' variance that any baseline could take off."""
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether the task is too alike over prompts to compare estimators on it."""
+        return not self.ceiling >= LOWEST_CEILING
+
+
+def noise_of(rewards: Float[Tensor, "prompts draws"]) -> Noise:
+    """What several rollouts of each prompt tell (`poise.diagnostics`)."""
+    prompts, draws = rewards.shape
+    groups = torch.arange(prompts).repeat_interleave(draws)
+    flat = rewards.flatten()
+    scoreboard = PairScoreboard().observe(flat, flat.mean().expand_as(flat), groups, torch.ones_like(flat).bool())
+    count, _, square, products, *_ = scoreboard.sums.tolist()
+    return Noise(float(flat.mean()), (products - square) / count, scoreboard.metrics()["noise_ceiling"])
+
+
+@dataclass(frozen=True)
+class Line:
+    """One estimator in a table."""
+
+    name: str
+    measures: dict[str, float]
+    """By the names of `poise.study.judging.MEASURES`; NaN where one does not apply."""
+    intervals: dict[str, tuple[float, float]]
+    ratio: tuple[float, float, float] | None = None
+    """The reference's mean absolute error over this one's, and its interval; below 1 the reference is nearer."""
+    seconds: float | None = None
+    extra_bytes: int | None = None
+    fold_errors: Float[Tensor, " training_prompts"] | None = None
+    at: float | None = None
+    """Where it stands on the axis of a sweep."""
+
+    def as_json(self) -> dict[str, Any]:
+        """In plain values; None where something does not apply."""
+        shown: dict[str, Any] = {"name": self.name}
+        for name, value in self.measures.items():
+            shown[name] = {"value": _finite(value)}
+            if name in self.intervals:
+                shown[name]["interval_95"] = [_finite(end) for end in self.intervals[name]]
+        if self.ratio is not None:
+            mean, *ends = map(_finite, self.ratio)
+            shown["reference_mae_over_this"] = {"value": mean, "interval_95": ends}
+        return shown | {"seconds": self.seconds, "extra_bytes": self.extra_bytes}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines that are compared."""
+
+    title: str
+    about: str
+    """What is compared, in a sentence or two."""
+    lines: list[Line]
+    shown: tuple[str, ...] = ("mae", "value_error", "pearson", "brier_skill")
+    """Measures that are printed."""
+    axis: str = ""
+    """What a sweep goes over."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the tables of one task are made from."""
+
+    training: StudyRollouts
+    held_out: StudyRollouts
+    judges: int
+    """Draws of a held-out prompt that judge; later ones are its history."""
+    view: View
+    samples: list[NDArray[np.int64]] = field(repr=False)
+    """Resampled held-out prompts."""
+    watch: Callable[[str], None] = lambda what: None
+    """Told what is fitted next."""
+
+    @property
+    def judging_rewards(self) -> Float[Tensor, "prompts judges"]:
+        """Those that judge; the ones that are evidence are among them, but never judge what was made from them."""
+        return self.held_out.rewards[:, : self.judges]
+
+    def estimates(self, preset: poise.Preset, view: View | None = None, **options: Any) -> Estimates:
+        """Of all held-out prompts by a baseline of the library."""
+        return online_estimates(preset, self.training, self.held_out, view or self.view, **options)
+
+    def line(
+        self,
+        name: str,
+        estimates: Estimates,
+        *,
+        measures: Iterable[str] = ("mae", "value_error"),
+        reference: Judged | None = None,
+        at: float | None = None,
+    ) -> Line:
+        """An estimator's line; `measures` are those with intervals."""
+        each = judged(estimates.values, self.judging_rewards)
+        line = measured_line(name, each, self.samples, with_intervals=measures, reference=reference)
+        return dataclasses.replace(
+            line,
+            seconds=estimates.seconds,
+            extra_bytes=estimates.extra_bytes,
+            fold_errors=estimates.fold_errors,
+            at=at,
+        )
+
+
+def measured_line(
+    name: str,
+    each: Judged,
+    samples: Sequence[NDArray[np.int64]],
+    *,
+    with_intervals: Iterable[str],
+    reference: Judged | None = None,
+) -> Line:
+    """Measures of some estimates, and what resampled prompts say of some of them."""
+    intervals = {m: interval([MEASURES[m](each[rows]) for rows in samples]) for m in with_intervals}
+    ratio = None
+    if reference is not None:
+        ratios = [absolute_error(reference[rows]) / absolute_error(each[rows]) for rows in samples]
+        ratio = (absolute_error(reference) / absolute_error(each), *interval(ratios))
+    return Line(name, {m: measure(each) for m, measure in MEASURES.items()}, intervals, ratio)
+
+
+def estimator_table(material: Material, critics: Mapping[str, Estimates]) -> Table:
+    """Every estimator from one rollout of the prompt, critics among them."""
+    made = {}
+    for name, preset in online_presets(material.training.domains).items():
+        material.watch(name)
+        made[name] = material.estimates(preset)
+    made |= critics
+    reference = judged(made[REFERENCE].values, material.judging_rewards)
+    material.watch("intervals")
+    lines = [
+        material.line(name, estimates, measures=MEASURES, reference=None if name == REFERENCE else reference)
+        for name, estimates in made.items()
+    ]
+    oracle = measured_line(
+        "mean of the other rollouts",
+        judged_oracle(material.judging_rewards),
+        material.samples,
+        with_intervals=OF_VALUE_ALONE,
+    )
+    known = {name: oracle.measures[name] for name in OF_VALUE_ALONE}
+    lines.append(dataclasses.replace(oracle, measures=dict.fromkeys(MEASURES, math.nan) | known))
+    about = (
+        f"Fitted on two rollouts of each of {len(material.training)} prompts, given one rollout of a held-out prompt, "
+        f"judged by {material.judges - 1} others. The last line is what those others know, each of them judged by the "
+        "one left out."
+    )
+    shown = ("mae", "value_error", "pearson", "spearman", "auroc", "brier_skill", "calibration_error")
+    return Table("Estimators", about, lines, shown)
+
+
+def online_presets(domains: Sequence[str]) -> dict[str, poise.Preset]:
+    """The baselines of the library that are compared."""
+    presets = {
+        "leave-out mean": poise.preset("poise-value", evidence=("constant", "domain")),
+        "rloo": poise.preset("rloo"),
+        "shrunk-rloo": poise.preset("shrunk-rloo"),
+        "prompt-only": poise.preset("prompt-only"),
+        "paper": poise.preset("paper"),
+        "released-qwen3-4b": poise.preset("released-qwen3-4b"),
+        "released-olmo3-7b": poise.preset("released-olmo3-7b"),
+    }
+    if len(set(domains)) > 1:
+        for name in ("released-qwen3-4b", "released-olmo3-7b"):
+            presets[f"{name}, one probe"] = poise.preset(name, own_domain=False)
+    return presets | {name: poise.preset(name) for name in ("poise-value", "poise")}
+
+
+def feature_table(material: Material) -> Table:
+    """What each feature, and each other kind of evidence, adds."""
+    states = ("constant", "domain", "sibling_entropies", "sibling_states", "prompt_states")
+
+    def without(left_out: str) -> tuple[str, ...]:
+        return tuple(block for block in BLOCKS if block != left_out)
+
+    view = material.view
+    arms: dict[str, tuple[tuple[str, ...], View, dict[str, Any]]] = {
+        "prompt states": (("constant", "domain", "prompt_states"), view, {}),
+        "reasoning states": (("constant", "domain", "sibling_states"), view, {}),
+        "mean entropies": (("constant", "domain", "sibling_entropies"), view, {}),
+        "completion's length": (
+            ("constant", "domain", "sibling_entropies"),
+            dataclasses.replace(view, scalars="length"),
+            {},
+        ),
+        "states and entropies": (states, view, {}),
+        "the same with max, min, last entropies": (states, dataclasses.replace(view, scalars="statistics"), {}),
+    }
+    arms |= {name: (blocks, view, {}) for name, blocks in EVIDENCE.items()}
+    arms["all but the sibling's reward"] = (without("sibling_reward"), view, {})
+    if len(set(material.training.domains)) > 1:
+        arms["all but the domain"] = (without("domain"), view, {"own_domains": False})
+    arms["all, and a history of two rollouts"] = (BLOCKS, view, {"history": True})
+    lines = []
+    for name, (evidence, seen, options) in arms.items():
+        material.watch(name)
+        estimates = material.estimates(poise.preset("poise-value", evidence=evidence), seen, **options)
+        lines.append(material.line(name, estimates))
+    about = (
+        "`poise-value` with some of its evidence. The first five lines are the paper's; from `rewards` on, the "
+        "sibling's reward is in. History: what the prompt earned with two rollouts of an earlier step, which judge "
+        "nothing."
+    )
+    return Table("Features and evidence", about, lines)
+
+
+def layer_table(material: Material) -> Table:
+    """Each layer alone."""
+    views = {layer: dataclasses.replace(material.view, layer=layer) for layer in material.held_out.layers}
+    about = (
+        f"`poise-value`, hidden states of one layer, the last {material.view.pool_tokens} tokens; with all evidence, and "
+        "with nothing but states."
+    )
+    return Table("Layers", about, _swept(material, views, axis="layer"), axis="layer")
+
+
+def pool_table(material: Material) -> Table:
+    """Each pooling window."""
+    pools = sorted(material.held_out.prompt_states)
+    views = {pool: dataclasses.replace(material.view, pool_tokens=pool) for pool in pools}
+    about = (
+        f"`poise-value`, hidden states of layer {material.view.layer}; with all evidence, and with nothing but states."
+    )
+    return Table("Pooling", about, _swept(material, views, axis="tokens"), axis="last tokens that are averaged")
+
+
+def _swept(material: Material, views: Mapping[int, View], *, axis: str) -> list[Line]:
+    """`poise-value` with all evidence, and with states alone, over some views."""
+    lines = []
+    for name, evidence in SWEPT_EVIDENCE.items():
+        for at, view in views.items():
+            material.watch(f"{axis} {at}, {name}")
+            estimates = material.estimates(poise.preset("poise-value", evidence=evidence), view)
+            lines.append(material.line(f"{name}, {at}", estimates, at=at))
+    return lines
+
+
+def size_table(material: Material, *, seed: int) -> Table:
+    """Fewer training prompts."""
+    num = len(material.training)
+    sizes = [FEWEST_TRAINING_PROMPTS * 2**k for k in range(20) if FEWEST_TRAINING_PROMPTS * 2**k < num]
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(num, generator=generator).tolist() for _ in range(SUBSETS)]
+    lines = []
+    for name in ("poise-value", "paper", "released-qwen3-4b"):
+        preset = poise.preset(name, own_domain=False) if name.startswith("released") else poise.preset(name)
+        for size in [*sizes, num]:
+            material.watch(f"{name}, {size} training prompts")
+            subsets = [sorted(order[:size]) for order in (orders if size < num else orders[:1])]
+            values = [
+                online_estimates(preset, material.training[rows], material.held_out, material.view).values
+                for rows in subsets
+            ]
+            each = side_by_side([judged(one, material.judging_rewards) for one in values])
+            line = measured_line(name, each, material.samples, with_intervals=("mae", "value_error"))
+            lines.append(dataclasses.replace(line, name=f"{name}, {size}", at=size))
+    about = f"Two rollouts a prompt; fewer prompts than all: the mean over {SUBSETS} draws of them."
+    return Table("Training prompts", about, lines, axis="training prompts")
+
+
+def age_table(material: Material, older: StudyRollouts) -> Table:
+    """Probes of an earlier policy, judged on this one."""
+    lines = []
+    for name in ("poise-value", "paper", "released-qwen3-4b"):
+        preset = poise.preset(name, own_domain=False) if name.startswith("released") else poise.preset(name)
+        for whose, training in (("this model", material.training), ("the older model", older)):
+            material.watch(f"{name}, rollouts of {whose}")
+            estimates = online_estimates(preset, training, material.held_out, material.view)
+            lines.append(material.line(f"{name}, rollouts of {whose}", estimates))
+    about = (
+        "Fitted on rollouts of the same training prompts by this model or by an older one, judged on held-out rollouts "
+        "of this one: what a window costs whose policy has moved on."
+    )
+    return Table("Window age", about, lines)
+
+
+def side_by_side(parts: Sequence[Judged]) -> Judged:
+    """One set of estimates with the choices of evidence of several."""
+    names = [each.name for each in dataclasses.fields(Judged)]
+    return Judged(*(np.concatenate([getattr(part, name) for part in parts], axis=1) for name in names))
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
