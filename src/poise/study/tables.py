@@ -271,8 +271,8 @@ def layer_table(material: Material) -> Table:
     """Each layer alone."""
     views = {layer: dataclasses.replace(material.view, layer=layer) for layer in material.held_out.layers}
     about = (
-        f"`poise-value`, hidden states of one layer, the last {material.view.pool_tokens} tokens; with all evidence, and "
-        "with nothing but states."
+        f"`poise-value`, hidden states of one layer, the last {material.view.pool_tokens} tokens; with all evidence, "
+        "and with nothing but states."
     )
     return Table("Layers", about, _swept(material, views, axis="layer"), axis="layer")
 
