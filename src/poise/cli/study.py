@@ -27,10 +27,17 @@ def add_to(app: typer.Typer) -> None:
 
 def study(
     model: Annotated[
-        str, typer.Option(help="'embedded', 'smollm2', a folder with a checkpoint, or a name.")
-    ] = "embedded",
+        str | None, typer.Option(help="'embedded' (default), 'smollm2', a folder with a checkpoint, or a name.")
+    ] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="embedded, reasoning-gym:NAME, a file or data set; may come again.")
+    ] = None,
+    rollouts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A rollout file of a run, runs/NAME/rollouts/step-000123.parquet; may come again. Draws nothing: "
+            "compares baselines on what is there, with --model those that read features."
+        ),
     ] = None,
     older_model: Annotated[
         str | None, typer.Option(help="A checkpoint from earlier in training: how fast does a probe go stale?")
@@ -62,11 +69,13 @@ def study(
     """
     with quiet_hosts():
         try:
+            if rollouts:
+                return print_swapped(rollouts, model, layers=layers, temperature=temperature)
             from poise.study.study import StudySettings
 
-            embedded = model == "embedded"
+            embedded = model in (None, "embedded")
             settings = StudySettings(
-                model,
+                model or "embedded",
                 tuple(task or ["embedded"]),
                 older_model=older_model,
                 prompts=prompts,
@@ -86,8 +95,8 @@ def study(
                 ),
                 resamples=resamples,
             )
-            folder = output or Path("studies") / folder_name(model)
-            console.print(f"a study of {model}; everything goes to {folder}", soft_wrap=True)
+            folder = output or Path("studies") / folder_name(settings.model)
+            console.print(f"a study of {settings.model}; everything goes to {folder}", soft_wrap=True)
             _studied(settings, folder, chat_options=chat_template_options(chat_template_kwargs))
         except (ValueError, OSError) as error:
             typer.echo(f"poise study: {error}", err=True)
@@ -114,6 +123,36 @@ def _studied(settings: "StudySettings", folder: Path, *, chat_options: dict[str,
     if len(results.tasks) > 1:
         typer.echo(study_markdown(results, command=command).split("\n## ")[1])
     typer.echo(f"files: {folder}/study.md, study.json, figures/")
+
+
+def print_swapped(paths: list[Path], model: str | None, *, layers: str | None, temperature: float) -> None:
+    """Print every baseline's errors on saved rollouts.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: If the files are not rollouts of a run, or not of this model.
+    """
+    from poise.models.named import named_model, named_tokenizer
+    from poise.study.saved import saved_features, saved_rollouts
+    from poise.study.swapping import swapped_baselines, swapped_markdown
+
+    rollouts = saved_rollouts(paths)
+    features = weights = None
+    with shown_work() as watch:
+        if model is not None:
+            layer = None if layers is None else whole_numbers(layers, name="--layers")[0]
+            total = len(rollouts.prompts)
+            features, weights = saved_features(
+                rollouts,
+                named_model(model).eval(),
+                named_tokenizer(model),
+                model=model,
+                layer=layer,
+                temperature=temperature,
+                watch=lambda done: watch("reading rollouts", done, total),
+            )
+        swapped = swapped_baselines(rollouts, features, weights, watch=lambda name: watch(f"making {name}", 0, 0))
+    typer.echo(swapped_markdown(swapped))
 
 
 def write_study(results: "StudyResults", folder: Path, *, command: str) -> None:

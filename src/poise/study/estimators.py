@@ -10,16 +10,14 @@ Dimensions: P held-out prompts, E choices of evidence (a held-out prompt's draws
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 import poise
-from poise.baselines import sibling_means
-from poise.models.critic import SequenceCritic
 from poise.presets import EarlierStepsRecipe, LeaveOnePromptOutRecipe
 from poise.study.drawing import StudyRollouts
 
@@ -98,7 +96,7 @@ def online_estimates(
         history: Whether every prompt has earned something in an earlier step: its draws without features.
         own_domains: Whether baselines are told the prompts' domains.
     """
-    baseline = poise.OnlineBaseline(_studied(preset, num_rows=PAIR * len(training)))
+    baseline = poise.OnlineBaseline(_with_weights(ready_after_one_step(preset, num_rows=PAIR * len(training))))
     if history:
         _remember(baseline, training, held_out)
     weights = training.weights[:, :PAIR].flatten() if preset.weighted else torch.ones(PAIR * len(training))
@@ -121,14 +119,21 @@ def online_estimates(
     )
 
 
-def _studied(preset: poise.Preset, *, num_rows: int) -> poise.Preset:
-    """The preset, with all training rows in its window, a probe after one step, and weights of zero made use of."""
+def ready_after_one_step(preset: poise.Preset, *, num_rows: int) -> poise.Preset:
+    """The preset with so many rows in its window, and with a probe after its first step."""
     recipe = preset.recipe
     if isinstance(recipe, LeaveOnePromptOutRecipe):
-        recipe = dataclasses.replace(recipe, weighted=True, window_rows=max(num_rows, recipe.window_rows))
+        recipe = dataclasses.replace(recipe, window_rows=max(num_rows, recipe.window_rows))
     elif isinstance(recipe, EarlierStepsRecipe):
-        recipe = dataclasses.replace(recipe, rloo_steps=1, window_rows=max(num_rows, recipe.window_rows))
+        recipe = dataclasses.replace(recipe, window_rows=max(num_rows, recipe.window_rows), rloo_steps=1)
     return dataclasses.replace(preset, recipe=recipe)
+
+
+def _with_weights(preset: poise.Preset) -> poise.Preset:
+    """The preset, made to heed weights, so that those of zero can keep rows out of its fit."""
+    if not isinstance(preset.recipe, LeaveOnePromptOutRecipe):
+        return preset
+    return dataclasses.replace(preset, recipe=dataclasses.replace(preset.recipe, weighted=True))
 
 
 def _held_out_values(
@@ -166,80 +171,6 @@ def _remember(baseline: poise.OnlineBaseline, training: StudyRollouts, held_out:
     earlier.step(None, rewards.flatten(), prompts=[key for key in keys for _ in range(num)])
     past = {name: each for name, each in earlier.state_dict().items() if name.startswith("method.history.")}
     baseline.load_state_dict(baseline.state_dict() | past)
-
-
-def critic_estimates(
-    policy: nn.Module,
-    training: StudyRollouts,
-    held_out: StudyRollouts,
-    *,
-    reads_completion: bool,
-    learning_rates: Sequence[float],
-    epochs: int,
-    batch_size: int = 16,
-    held_back: float = 0.15,
-    seed: int = 0,
-    watch: Callable[[int, int], None] = lambda done, total: None,
-) -> Estimates:
-    """What a critic of the policy's size says, fine-tuned on the same training pairs.
-
-    Args:
-        policy: Is copied.
-        training, held_out: As for `online_estimates`.
-        reads_completion: Whether it reads a rollout and is used across rollouts, or reads the prompt alone.
-        learning_rates: To try; the one with the lowest loss on held-back training prompts counts.
-        epochs: At most.
-        batch_size: Rows.
-        held_back: Share of the training prompts that choose rate and epoch.
-        seed: Of the critic.
-        watch: Told batches done and at most to do, over all learning rates.
-    """
-    rewards = training.rewards[:, :PAIR]
-    groups = torch.arange(len(training))
-    if reads_completion:
-        groups = groups.repeat_interleave(PAIR)
-        targets, _ = sibling_means(rewards.reshape(-1, 1), groups, torch.ones(rewards.numel(), dtype=torch.bool))
-        targets = targets[:, 0]
-    else:
-        targets = rewards.mean(dim=1)
-    sequences = _sequences(training, PAIR if reads_completion else 0)
-    rate = float(targets.mean().clamp(0.01, 0.99))
-    best: tuple[float, SequenceCritic, float, int] | None = None
-    for tried, learning_rate in enumerate(learning_rates):
-        critic = SequenceCritic(policy, mean_rate=rate)
-        fit = critic.fit(
-            sequences,
-            targets,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            seed=seed,
-            groups=groups,
-            held_back=held_back,
-            watch=_part_of(watch, tried, len(learning_rates)),
-        )
-        loss = min(fit.held_back_losses or fit.losses)
-        if best is None or loss < best[0]:
-            best = loss, critic, fit.seconds, fit.extra_bytes
-    assert best is not None
-    _, critic, seconds, extra_bytes = best
-    num = held_out.featured
-    values = critic.values(_sequences(held_out, num if reads_completion else 0))
-    values = values.unflatten(0, (-1, num)) if reads_completion else values[:, None].repeat(1, num)
-    return Estimates(values, seconds, extra_bytes)
-
-
-def _part_of(watch: Callable[[int, int], None], part: int, num_parts: int) -> Callable[[int, int], None]:
-    """What is told of one of several equal parts, told as of all."""
-    return lambda done, total: watch(part * total + done, num_parts * total)
-
-
-def _sequences(rollouts: StudyRollouts, draws: int) -> list[list[int]]:
-    """Prompts alone, or prompts with their first so many completions."""
-    if not draws:
-        return rollouts.prompt_ids
-    pairs = zip(rollouts.prompt_ids, rollouts.completion_ids, strict=True)
-    return [prompt + completion for prompt, completions in pairs for completion in completions[:draws]]
 
 
 def _is_tensor(each: object) -> bool:

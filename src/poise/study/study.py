@@ -12,8 +12,6 @@ whenever a task is done.
 """
 
 import dataclasses
-import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,16 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 import poise
 from poise.evaluate.evaluation import Evaluation, EvaluationSettings, problems_fingerprint, weights_fingerprint
 from poise.hidden_states import decoder_blocks
 from poise.models.named import named_model, named_tokenizer
 from poise.rewards.graded_task import HELD_OUT_SEED, GradedTask
+from poise.study.critics import CriticFitting, kept_critic_estimates
 from poise.study.drawing import StudyRollouts, check_same_study, distinct_problems, draw, drawn_rollouts
-from poise.study.estimators import PAIR, Estimates, View, critic_estimates
+from poise.study.estimators import PAIR, Estimates, View
 from poise.study.judging import calibration_points, judged, resampled_prompts
 from poise.study.recommendation import Recommendation, recommendation
 from poise.study.tables import (
@@ -209,7 +206,7 @@ def study(
         if sentence:
             results.skipped.append(sentence)
             continue
-        critics = _critics(each, policy, settings, watch=watch) if settings.critics else {}
+        critics = _critics(each, policy, settings, watch) if settings.critics else {}
         results.tasks.append(_task_study(each, critics, settings, default_layer, watch=watch))
         report(results)
     if not results.tasks:
@@ -324,54 +321,17 @@ def _nothing_to_tell(drawn: _Drawn) -> str:
     return ""
 
 
-def _critics(drawn: _Drawn, policy: Any, settings: StudySettings, *, watch: Watch) -> dict[str, Estimates]:
-    """What critics say, from the folder if they have said it before."""
-    folder = drawn.folder / "critics"
-    folder.mkdir(exist_ok=True)
-    made_with = {
-        "epochs": settings.critic_epochs,
-        "learning_rates": list(settings.critic_learning_rates),
-        "batch_size": settings.critic_batch_size,
-        "seed": settings.seed,
-    }
-    critics = {}
-    for name, reads_completion in (("prompt-only critic", False), ("trajectory critic", True)):
-        file = folder / f"{name.split()[0]}.safetensors"
-        known = _kept_estimates(file, made_with)
-        if known is None:
-            known = critic_estimates(
-                policy,
-                drawn.training,
-                drawn.held_out,
-                reads_completion=reads_completion,
-                learning_rates=settings.critic_learning_rates,
-                epochs=settings.critic_epochs,
-                batch_size=settings.critic_batch_size,
-                seed=settings.seed,
-                watch=lambda done, total, name=name: watch(f"{drawn.spec}: {name}", done, total),  # type: ignore[misc]
-            )
-            _keep_estimates(file, known, made_with)
-        critics[name] = known
-    return critics
-
-
-def _kept_estimates(file: Path, made_with: dict[str, Any]) -> Estimates | None:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            told = json.loads(opened.metadata()["poise_critic"])
-            values = opened.get_tensor("values")
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
-    if told.pop("made_with") != made_with:
-        return None
-    return Estimates(values, told["seconds"], told["extra_bytes"])
-
-
-def _keep_estimates(file: Path, estimates: Estimates, made_with: dict[str, Any]) -> None:
-    told = {"made_with": made_with, "seconds": estimates.seconds, "extra_bytes": estimates.extra_bytes}
-    unfinished = file.with_suffix(".unfinished")
-    save_file({"values": estimates.values.contiguous()}, unfinished, metadata={"poise_critic": json.dumps(told)})
-    os.replace(unfinished, file)
+def _critics(drawn: _Drawn, policy: Any, settings: StudySettings, watch: Watch) -> dict[str, Estimates]:
+    return kept_critic_estimates(
+        drawn.folder / "critics",
+        policy,
+        drawn.training,
+        drawn.held_out,
+        fitting=CriticFitting(
+            settings.critic_epochs, settings.critic_learning_rates, settings.critic_batch_size, seed=settings.seed
+        ),
+        watch=lambda name, done, total: watch(f"{drawn.spec}: {name}", done, total),
+    )
 
 
 def _task_study(
