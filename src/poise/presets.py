@@ -11,6 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from poise.evidence import BLOCKS, FEATURE_BLOCKS, SIBLING_BLOCKS
+from poise.features import MEAN_ENTROPIES
+from poise.scalars import check_scalar_names
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class LeaveOnePromptOutRecipe:
 
     evidence: tuple[str, ...] = BLOCKS
     """Evidence blocks that may be used, of `poise.evidence.BLOCKS`."""
+    scalars: tuple[str, ...] = MEAN_ENTROPIES
+    """What the block `sibling_entropies` holds, of `poise.scalars.SCALARS`; a name that begins with `own:` is yours."""
     weighted: bool = False
     """Weigh rows by score norms: the target is then the score-norm-weighted mean of rewards, not the value."""
     penalties: tuple[float, ...] = (3.0, 30.0, 300.0, 3000.0)
@@ -41,6 +45,7 @@ class LeaveOnePromptOutRecipe:
         for block in self.evidence:
             if block not in BLOCKS:
                 raise ValueError(f"evidence blocks are {', '.join(BLOCKS)}; got {block!r}")
+        check_scalar_names(self.scalars, own=True)
         if not self.penalties or min(self.penalties) <= 0:
             raise ValueError(f"penalties must be positive numbers, got {self.penalties}")
         if self.window_rows < 0 or self.projection_size < 1:
@@ -64,11 +69,13 @@ class LeaveOnePromptOutRecipe:
 class EarlierStepsRecipe:
     """The published probe: features -> siblings' mean reward, fitted on earlier steps, values swapped between siblings.
 
-    Features are [prompt; completion; entropies], each hidden part reduced by PCA where a size is given, then all
+    Features are [prompt; completion; scalars], each hidden part reduced by PCA where a size is given, then all
     standardised; ridge with a free intercept; predictions clipped to [0, 1].
     """
 
     penalty: float = 0.01
+    scalars: tuple[str, ...] = MEAN_ENTROPIES
+    """Of `poise.scalars.SCALARS`; a name that begins with `own:` is yours."""
     prompt_components: int | None = None
     completion_components: int | None = None
     window_rows: int = 4096
@@ -79,6 +86,9 @@ class EarlierStepsRecipe:
     """Fit one probe for each domain instead of one for all."""
     rloo_steps: int = 1
     """First steps, whose baseline is the siblings' mean reward while the window fills."""
+
+    def __post_init__(self) -> None:
+        check_scalar_names(self.scalars, own=True)
 
     needs_features = True
     needs_siblings = True
@@ -123,15 +133,29 @@ class Preset:
         return self.recipe.needs_siblings
 
     @property
+    def scalars(self) -> tuple[str, ...]:
+        """Names of the scalars that `OnlineBaseline.step` reads from the features."""
+        recipe = self.recipe
+        if isinstance(recipe, LeaveOnePromptOutRecipe):
+            return recipe.scalars if "sibling_entropies" in recipe.evidence else ()
+        return recipe.scalars if isinstance(recipe, EarlierStepsRecipe) else ()
+
+    @property
     def weighted(self) -> bool:
         """Whether `OnlineBaseline.step` uses score-norm weights."""
         return self.recipe.weighted
 
 
-def _released(penalty: float, **components: int) -> EarlierStepsRecipe:
+def _released(penalty: float, *, prompt_components: int, completion_components: int) -> EarlierStepsRecipe:
     """What the two model profiles of the authors' release share."""
-    windows = {"code": 3072, "other": 3072}
-    return EarlierStepsRecipe(penalty, **components, domain_window_rows=windows, own_domain=True, rloo_steps=16)
+    return EarlierStepsRecipe(
+        penalty,
+        prompt_components=prompt_components,
+        completion_components=completion_components,
+        domain_window_rows={"code": 3072, "other": 3072},
+        own_domain=True,
+        rloo_steps=16,
+    )
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(

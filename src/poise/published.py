@@ -30,7 +30,7 @@ class Window:
 
     prompt: Float[Tensor, "rows prompt_width"]
     completion: Float[Tensor, "rows completion_width"]
-    entropies: Float[Tensor, "rows stats"]
+    scalars: Float[Tensor, "rows scalars"]
     targets: Float[Tensor, " rows"]
 
     def followed_by(self, later: "Window") -> "Window":
@@ -51,7 +51,7 @@ def fitted_probe(window: Window, recipe: EarlierStepsRecipe) -> Probe:
     reduce_completion = _reduction(window.completion, recipe.completion_components)
 
     def columns(rows: Window) -> Float[Tensor, "rows columns"]:
-        parts = [reduce_prompt(rows.prompt), reduce_completion(rows.completion), rows.entropies]
+        parts = [reduce_prompt(rows.prompt), reduce_completion(rows.completion), rows.scalars]
         return torch.cat([part.to(torch.float64) for part in parts], dim=1)
 
     seen = columns(window)
@@ -99,7 +99,7 @@ class PublishedBaseline:
         `rows.targets` is overwritten: the targets are made here, from the siblings' rewards.
         """
         targets, siblings = sibling_means(rewards[:, None], groups, gradable)
-        rows = Window(rows.prompt, rows.completion, rows.entropies, targets[:, 0])
+        rows = Window(rows.prompt, rows.completion, rows.scalars, targets[:, 0])
         routes = domains if self.recipe.own_domain else [""] * len(domains)
         index = {route: torch.tensor([r == route for r in routes]) for route in dict.fromkeys(routes)}
         baselines = rloo_baselines(rewards, groups, gradable)
