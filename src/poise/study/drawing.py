@@ -1,7 +1,7 @@
 """How are the rollouts of a study drawn once, kept, and found again?
 
     completions/    one parquet file a batch: `poise.evaluate.evaluation`, which goes on where it was interrupted
-    features/       beside it one safetensors file: token ids, states of all layers, entropies, weights
+    features/       beside it one safetensors file: token ids, states of all layers, scalars, weights
 
 The rule: a batch is there when both of its files are; its features are read in the sitting that drew it, from the very
 tokens that were sampled.
@@ -37,10 +37,9 @@ class StudyRollouts:
     prompt_states: dict[int, Float[Tensor, "prompts layers width"]]
     """By the number of tokens that are pooled; of the first draw, for causal attention makes them alike."""
     completion_states: dict[int, Float[Tensor, "prompts featured layers width"]]
-    entropies: Float[Tensor, "prompts featured stats"]
+    scalars: Float[Tensor, "prompts featured scalars"]
+    """A column for each of `poise.scalars.SCALARS`."""
     weights: Float[Tensor, "prompts featured"]
-    lengths: Float[Tensor, "prompts featured"]
-    """Tokens of the completion."""
     prompt_ids: list[list[int]]
     completion_ids: list[list[list[int]]]
     layers: list[int]
@@ -48,7 +47,7 @@ class StudyRollouts:
     @property
     def featured(self) -> int:
         """Draws with features."""
-        return self.entropies.shape[1]
+        return self.scalars.shape[1]
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -61,9 +60,8 @@ class StudyRollouts:
             self.rewards[index],
             {pool: states[index] for pool, states in self.prompt_states.items()},
             {pool: states[index] for pool, states in self.completion_states.items()},
-            self.entropies[index],
+            self.scalars[index],
             self.weights[index],
-            self.lengths[index],
             [self.prompt_ids[row] for row in rows],
             [self.completion_ids[row] for row in rows],
             self.layers,
@@ -172,9 +170,8 @@ def drawn_rollouts(evaluation: Evaluation, *, featured: int, layers: Sequence[in
         rewards,
         {pool: joined[f"prompt.{pool}"] for pool in pools},
         {pool: joined[f"completion.{pool}"].unflatten(0, by_prompt) for pool in pools},
-        joined["entropies"].unflatten(0, by_prompt),
+        joined["scalars"].unflatten(0, by_prompt),
         joined["weights"].unflatten(0, by_prompt),
-        joined["completion_lengths"].unflatten(0, by_prompt).to(torch.float64),
         prompt_ids[::featured],
         [completion_ids[first : first + featured] for first in range(0, len(completion_ids), featured)],
         list(layers),
@@ -233,7 +230,7 @@ def _write(
         first = torch.tensor([draw == 0 for _, draw in rows], dtype=torch.bool)
         tensors |= {f"prompt.{pool}": states[first] for pool, states in read.prompt.items()}
         tensors |= {f"completion.{pool}": states for pool, states in read.completion.items()}
-        tensors |= {"entropies": read.entropies, "weights": read.weights}
+        tensors |= {"scalars": read.scalars, "weights": read.weights}
     for name, each in (("prompt", prompt_ids), ("completion", completion_ids)):
         tensors[f"{name}_ids"] = torch.tensor([token for ids in each for token in ids], dtype=torch.int32)
         tensors[f"{name}_lengths"] = torch.tensor([len(ids) for ids in each], dtype=torch.int32)

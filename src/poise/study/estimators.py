@@ -18,16 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 import poise
+from poise.features import MEAN_ENTROPIES
 from poise.presets import EarlierStepsRecipe, LeaveOnePromptOutRecipe
+from poise.scalars import SCALARS
 from poise.study.drawing import StudyRollouts
 
 PAIR = 2
 """Rollouts of a training prompt that estimators are fitted on."""
-
-SCALARS = ("means", "statistics", "length")
-"""What may stand in the place of the entropies: the three means, all statistics, or the logarithm of the length."""
-
-_MEANS = 3  # the first columns of the statistics: means over completion, reasoning and answer
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,6 @@ class View:
 
     layer: int
     pool_tokens: int
-    scalars: str = "means"
-    """One of `SCALARS`, or "" for none."""
     prompt_states: bool = True
     completion_states: bool = True
 
@@ -62,18 +57,13 @@ def features(rollouts: StudyRollouts, view: View, draws: Sequence[int]) -> poise
     rows = len(rollouts) * num
     prompt = rollouts.prompt_states[view.pool_tokens][:, layer].repeat_interleave(num, dim=0)
     completion = rollouts.completion_states[view.pool_tokens][:, index, layer].flatten(0, 1)
-    statistics = rollouts.entropies[:, index].flatten(0, 1)
-    scalars = {
-        "": statistics[:, :0],
-        "means": statistics[:, :_MEANS],
-        "statistics": statistics,
-        "length": rollouts.lengths[:, index].log1p().flatten()[:, None].float(),
-    }[view.scalars]
+    scalars = dict(zip(SCALARS, rollouts.scalars[:, index].flatten(0, 1).T, strict=True))
     return poise.Features(
         prompt=prompt if view.prompt_states else prompt[:, :0],
         completion=completion if view.completion_states else completion[:, :0],
-        entropies=scalars,
+        entropies=torch.stack([scalars[name] for name in MEAN_ENTROPIES], dim=1),
         missing=torch.zeros(rows, 4, dtype=torch.bool),
+        scalars=scalars,
     )
 
 
@@ -143,10 +133,9 @@ def _held_out_values(
     num = held_out.featured
     evidence = features(held_out, view, range(num))
     # Rows: the evidence, then the rollout that asks, which has no reward; its own features are not read.
-    twice = {field.name: getattr(evidence, field.name) for field in dataclasses.fields(evidence)}
     keys = held_out_keys(held_out)
     step = baseline.step(
-        poise.Features(**{name: torch.cat([part, part]) for name, part in twice.items()}),
+        evidence.mapped(lambda part: torch.cat([part, part])),
         torch.cat([held_out.rewards[:, :num].flatten(), torch.full((len(keys),), torch.nan, dtype=torch.float64)]),
         prompts=keys + keys,
         domains=[domain for domain in held_out.domains for _ in range(num)] * 2 if own_domains else None,

@@ -1,4 +1,4 @@
-"""What does one forward pass over a policy's rollouts tell: all layers, several pooling windows, entropies, weights?
+"""What does one forward pass over a policy's rollouts tell: all layers, several pooling windows, scalars, weights?
 
 The rule: rows are read as training reads them, prompts padded on the left and completions on the right, through the
 same hooks; one set of hooks for each pooling window, all around the same pass.
@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from poise.features import STATISTICS, reasoning_mask, score_norm_weights, token_entropies
+from poise.features import reasoning_mask, score_norm_weights, token_entropies
 from poise.hidden_states import capture_hidden_states
+from poise.scalars import SCALARS
 
 _TOKENS_AT_ONCE = 2048
 
@@ -27,8 +28,8 @@ class Reading:
     prompt: dict[int, Float[Tensor, "rows layers width"]]
     """By the number of tokens that are pooled."""
     completion: dict[int, Float[Tensor, "rows layers width"]]
-    entropies: Float[Tensor, "rows stats"]
-    """Nats: for each of `poise.features.STATISTICS` completion, reasoning and answer."""
+    scalars: Float[Tensor, "rows scalars"]
+    """A column for each of `poise.scalars.SCALARS`."""
     weights: Float[Tensor, " rows"]
     """Score-norm weights, for a loss with a constant normaliser."""
 
@@ -77,7 +78,7 @@ def reading(
     return Reading(
         {pool: torch.cat([part.prompt[pool] for part in parts])[back] for pool in pools},
         {pool: torch.cat([part.completion[pool] for part in parts])[back] for pool in pools},
-        torch.cat([part.entropies for part in parts])[back],
+        torch.cat([part.scalars for part in parts])[back],
         torch.cat([part.weights for part in parts])[back],
     )
 
@@ -135,11 +136,12 @@ def _pass(
     entropies = token_entropies(logits).cpu()
     chosen = logits.gather(2, completion_ids[:, :, None].to(device))[:, :, 0]
     logprobs = (chosen.float() - logits.float().logsumexp(dim=2)).clamp(max=0).cpu()
-    read = {pool: capture.features(entropies, statistics=STATISTICS) for pool, capture in captures.items()}
+    names = list(SCALARS)
+    read = {pool: each.features(entropies, scalars=names, ids=input_ids) for pool, each in captures.items()}
     return Reading(
         {pool: each.prompt.unflatten(1, (len(layers), -1)).cpu() for pool, each in read.items()},
         {pool: each.completion.unflatten(1, (len(layers), -1)).cpu() for pool, each in read.items()},
-        read[pools[0]].entropies,
+        read[pools[0]].columns(names).cpu(),
         score_norm_weights(logprobs, entropies, mask),
     )
 

@@ -18,8 +18,10 @@ from jaxtyping import Bool, Float, Int
 
 import poise
 from poise.baselines import prompt_groups
+from poise.features import MEAN_ENTROPIES
 from poise.hidden_states import decoder_blocks
 from poise.run_directory import ROLLOUTS_SCHEMA_VERSION
+from poise.scalars import SCALARS
 from poise.study.reading import reading
 from poise.tasks.embedded import END_OF_THINKING
 
@@ -140,11 +142,13 @@ def saved_features(
         temperature=temperature,
         watch=watch,
     )
+    scalars = dict(zip(SCALARS, read.scalars.T, strict=True))
     features = poise.Features(
         prompt=read.prompt[pool_tokens][:, 0],
         completion=read.completion[pool_tokens][:, 0],
-        entropies=read.entropies[:, :3],  # the means
+        entropies=torch.stack([scalars[name] for name in MEAN_ENTROPIES], dim=1),
         missing=torch.zeros(len(prompts), 4, dtype=torch.bool),
+        scalars=scalars,
     )
     return features, read.weights
 

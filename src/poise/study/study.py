@@ -25,6 +25,7 @@ from poise.evaluate.evaluation import Evaluation, EvaluationSettings, problems_f
 from poise.hidden_states import decoder_blocks
 from poise.models.named import named_model, named_tokenizer
 from poise.rewards.graded_task import HELD_OUT_SEED, GradedTask
+from poise.scalars import SCALARS
 from poise.study.critics import CriticFitting, kept_critic_estimates
 from poise.study.drawing import StudyRollouts, check_same_study, distinct_problems, draw, drawn_rollouts
 from poise.study.estimators import PAIR, Estimates, View
@@ -185,7 +186,13 @@ def study(
         "weights": weights_fingerprint(policy),
         "older_weights": weights_fingerprint(older) if older else None,
     }
-    check_same_study(folder, settings.drawn | fingerprints | {"layers": layers, "chat_options": chat_options or {}})
+    check_same_study(
+        folder,
+        settings.drawn
+        | fingerprints
+        | {"layers": layers, "scalars": list(SCALARS)}
+        | {"chat_options": chat_options or {}},
+    )
     default_layer = min(layers, key=lambda layer: abs(layer - int(0.6 * len(decoder_blocks(policy)[1]))))
     drawn = [
         _drawn_task(

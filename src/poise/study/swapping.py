@@ -5,13 +5,13 @@ The rule: pairs tell the error of a baseline to the true expected reward without
 the other half of the prompts instead; every other one is made as in a run's first step.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 import poise
@@ -108,7 +108,7 @@ def _swapped(
         for inside in each:
             rows = (inside & siblings).nonzero()[:, 0]
             step = baseline.step(
-                None if features is None else _rows_of(features, rows),
+                None if features is None else features.mapped(itemgetter(rows)),
                 rollouts.rewards[rows],
                 prompts=rollouts.groups[rows],
                 domains=[rollouts.domains[row] for row in rows.tolist()],
@@ -116,10 +116,6 @@ def _swapped(
             )
         baselines[rows] = step.baselines
     return baselines
-
-
-def _rows_of(features: poise.Features, rows: Int[Tensor, " rows"]) -> poise.Features:
-    return poise.Features(**{each.name: getattr(features, each.name)[rows] for each in dataclasses.fields(features)})
 
 
 def _value_error_interval(rollouts: SavedRollouts, baselines: Float[Tensor, " rows"]) -> tuple[float, float]:

@@ -19,6 +19,8 @@ from torch import Tensor
 import poise
 from poise.diagnostics import PairScoreboard
 from poise.evidence import BLOCKS
+from poise.features import MEAN_ENTROPIES
+from poise.scalars import SCALARS
 from poise.study.drawing import StudyRollouts
 from poise.study.estimators import Estimates, View, online_estimates
 from poise.study.judging import (
@@ -51,6 +53,19 @@ EVIDENCE: dict[str, tuple[str, ...]] = {
 
 SWEPT_EVIDENCE = {"all": BLOCKS, "states": ("constant", "domain", "sibling_states", "prompt_states")}
 """Evidence in tables of layers and pooling windows."""
+
+
+ENTROPIES = tuple(name for name in SCALARS if name.endswith("_entropy") and "gap" not in name)
+"""Mean, max, min and last token entropy of completion, reasoning and answer."""
+
+PAPERS_FEATURES: dict[str, tuple[bool, bool, tuple[str, ...]]] = {
+    "prompt states": (True, False, ()),
+    "reasoning states": (False, True, ()),
+    "mean entropies": (False, False, MEAN_ENTROPIES),
+    "completion's length": (False, False, ("completion_log_length",)),
+    "full": (True, True, MEAN_ENTROPIES),
+}
+"""The paper's table 3: prompt states, reasoning states, scalars."""
 
 
 @dataclass(frozen=True)
@@ -231,38 +246,41 @@ def online_presets(domains: Sequence[str]) -> dict[str, poise.Preset]:
 
 def feature_table(material: Material) -> Table:
     """What each feature, and each other kind of evidence, adds."""
-    states = ("constant", "domain", "sibling_entropies", "sibling_states", "prompt_states")
+    scalars = ("constant", "domain", "sibling_entropies")
 
     def without(left_out: str) -> tuple[str, ...]:
         return tuple(block for block in BLOCKS if block != left_out)
 
-    view = material.view
-    arms: dict[str, tuple[tuple[str, ...], View, dict[str, Any]]] = {
-        "prompt states": (("constant", "domain", "prompt_states"), view, {}),
-        "reasoning states": (("constant", "domain", "sibling_states"), view, {}),
-        "mean entropies": (("constant", "domain", "sibling_entropies"), view, {}),
-        "completion's length": (
-            ("constant", "domain", "sibling_entropies"),
-            dataclasses.replace(view, scalars="length"),
+    arms: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "prompt states": ({"evidence": ("constant", "domain", "prompt_states")}, {}),
+        "reasoning states": ({"evidence": ("constant", "domain", "sibling_states")}, {}),
+        "mean entropies": ({"evidence": scalars}, {}),
+        "completion's length": ({"evidence": scalars, "scalars": ("completion_log_length",)}, {}),
+        "states and mean entropies": ({"evidence": without("sibling_reward")}, {}),
+        "states and all entropies": (
+            {"evidence": without("sibling_reward"), "scalars": ENTROPIES},
             {},
         ),
-        "states and entropies": (states, view, {}),
-        "the same with max, min, last entropies": (states, dataclasses.replace(view, scalars="statistics"), {}),
+        "states and all scalars": ({"evidence": without("sibling_reward"), "scalars": tuple(SCALARS)}, {}),
     }
-    arms |= {name: (blocks, view, {}) for name, blocks in EVIDENCE.items()}
-    arms["all but the sibling's reward"] = (without("sibling_reward"), view, {})
+    arms |= {name: ({"evidence": blocks}, {}) for name, blocks in EVIDENCE.items()}
     if len(set(material.training.domains)) > 1:
-        arms["all but the domain"] = (without("domain"), view, {"own_domains": False})
-    arms["all, and a history of two rollouts"] = (BLOCKS, view, {"history": True})
+        arms["all but the domain"] = ({"evidence": without("domain")}, {"own_domains": False})
+    arms["all, and a history of two rollouts"] = ({}, {"history": True})
     lines = []
-    for name, (evidence, seen, options) in arms.items():
+    for name, (changes, options) in arms.items():
         material.watch(name)
-        estimates = material.estimates(poise.preset("poise-value", evidence=evidence), seen, **options)
+        estimates = material.estimates(poise.preset("poise-value", **changes), **options)
         lines.append(material.line(name, estimates))
+    for name, (prompt, completion, read) in PAPERS_FEATURES.items():
+        material.watch(f"paper: {name}")
+        view = dataclasses.replace(material.view, prompt_states=prompt, completion_states=completion)
+        estimates = material.estimates(poise.preset("paper", scalars=read), view)
+        lines.append(material.line(f"paper: {name}", estimates))
     about = (
-        "`poise-value` with some of its evidence. The first five lines are the paper's; from `rewards` on, the "
-        "sibling's reward is in. History: what the prompt earned with two rollouts of an earlier step, which judge "
-        "nothing."
+        "`poise-value` with some of its evidence; from `rewards` on, the sibling's reward is in. History: what the "
+        "prompt earned with two rollouts of an earlier step, which judge nothing. Below, the paper's five rows with "
+        "its own probe."
     )
     return Table("Features and evidence", about, lines)
 
