@@ -13,7 +13,7 @@ import poise
 ROOT = Path(poise.__file__).parent
 LAYERS = [
     {"baselines", "diagnostics", "gradient_variance", "history", "projection", "probe"}
-    | {"features", "scalars", "hidden_states"},
+    | {"features", "scalars", "hidden_states", "value_probes"},
     {"evidence"},
     {"presets"},
     {"choice", "published", "batch"},

@@ -120,7 +120,8 @@ class OnlineBaseline:
             return baselines, values, in_charge
         if isinstance(self._method, PublishedBaseline):
             assert batch.features is not None
-            rows = Window(batch.features.prompt, batch.features.completion, batch.scalars, batch.rewards)
+            keys = torch.tensor(batch.keys, dtype=torch.int64)
+            rows = Window(batch.features.prompt, batch.features.completion, batch.scalars, keys, batch.rewards)
             baselines, values = self._method.step(
                 rows, batch.rewards, groups=batch.groups, gradable=batch.gradable, domains=batch.domains
             )

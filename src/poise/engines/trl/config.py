@@ -79,6 +79,10 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
     preset_options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Fields of the preset to change, such as {"window_rows": 4096}.'}
     )
+    allow_biased_control: bool = field(
+        default=False,
+        metadata={"help": "Train with a baseline that is biased on purpose, to be compared with (`same-rollout`)."},
+    )
     scalars: list[str] | None = field(
         default=None,
         metadata={
@@ -135,6 +139,11 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
             )
         needs_pass = self.needs_pass  # names an unknown preset or option
         check_scalar_names(self.resolved_preset.scalars)  # one of the user's own cannot be read here
+        if self.resolved_preset.control and not self.allow_biased_control:
+            raise ValueError(
+                f"the baseline {self.preset!r} is a rollout's own value: its gradient is biased on purpose, as a "
+                "control for comparisons, and it is no baseline to train with"
+            )
         if self.loss_type not in LOSS_NORMALIZATION:
             raise ValueError(f"loss_type must be one of {sorted(LOSS_NORMALIZATION)}, got {self.loss_type!r}")
         if self.pool_tokens < 1:
