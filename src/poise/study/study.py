@@ -43,6 +43,7 @@ from poise.study.tables import (
     layer_table,
     noise_of,
     pool_table,
+    probe_table,
     size_table,
 )
 from poise.tasks.embedded import END_OF_THINKING
@@ -366,6 +367,7 @@ def _task_study(
         "layers": layer_table(material),
         "pools": pool_table(material),
         "sizes": size_table(material, seed=settings.seed),
+        "probes": probe_table(material),
     }
     if drawn.older is not None:
         tables["age"] = age_table(material, drawn.older)

@@ -146,7 +146,7 @@ def swapped_markdown(swapped: SwappedBaselines) -> str:
             "–" if math.isnan(line.ceiling_share) else f"{line.ceiling_share:.3f}",
             f"{line.weighted_risk:.3f}",
         ]
-        rows.append([line.name, *(told if line.exact else ["sees its own reward", "–", "–", "–"])])
+        rows.append([line.name, *(told if line.exact else ["depends on the rollout itself", "–", "–", "–"])])
     left_out = (
         f"\nWithout a model, and so without features: {', '.join(swapped.left_out)}.\n" if swapped.left_out else ""
     )

@@ -68,6 +68,14 @@ PAPERS_FEATURES: dict[str, tuple[bool, bool, tuple[str, ...]]] = {
 """The paper's table 3: prompt states, reasoning states, scalars."""
 
 
+_KINDS = ("ridge", "logistic", "mlp")
+PROBE_KINDS: dict[str, dict[str, Any]] = {kind: {"probe": kind} for kind in _KINDS} | {
+    f"all three, {combination}": {"members": tuple((kind, 100.0) for kind in _KINDS), "combination": combination}
+    for combination in ("mean", "stacked")
+}
+"""Changes of the released recipe, whose penalty is 100."""
+
+
 @dataclass(frozen=True)
 class Noise:
     """How far rewards of held-out prompts can be told at all."""
@@ -314,6 +322,17 @@ def _swept(material: Material, views: Mapping[int, View], *, axis: str) -> list[
             estimates = material.estimates(poise.preset("poise-value", evidence=evidence), view)
             lines.append(material.line(f"{name}, {at}", estimates, at=at))
     return lines
+
+
+def probe_table(material: Material) -> Table:
+    """Each kind of probe that the authors' release offers."""
+    lines = []
+    for name, changes in PROBE_KINDS.items():
+        material.watch(f"probe {name}")
+        preset = poise.preset("released-qwen3-4b", own_domain=False, **changes)
+        lines.append(material.line(name, material.estimates(preset)))
+    about = "`released-qwen3-4b` with one probe for all domains, and with other kinds of probes on the same features."
+    return Table("Probes", about, lines)
 
 
 def size_table(material: Material, *, seed: int) -> Table:
