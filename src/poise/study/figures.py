@@ -21,7 +21,9 @@ def write_figures(results: StudyResults, folder: Path) -> None:
     """Draw every figure of a study, as svg and as png."""
     folder.mkdir(parents=True, exist_ok=True)
     for task in results.tasks:
-        for name, drawn in FIGURES.items():
+        for name, (needed, drawn) in FIGURES.items():
+            if not needed <= task.tables.keys():
+                continue
             figure = drawn(task)
             for ending in ("png", "svg"):
                 path = folder / f"{folder_name(task.task)}-{name}.{ending}"
@@ -87,18 +89,18 @@ def calibration_figure(task: TaskStudy) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[TaskStudy], Figure]] = {
-    "estimators": estimators_figure,
-    "layers": layers_figure,
-    "sizes": sizes_figure,
-    "calibration": calibration_figure,
+FIGURES: dict[str, tuple[set[str], Callable[[TaskStudy], Figure]]] = {
+    "estimators": ({"estimators"}, estimators_figure),
+    "layers": ({"layers", "pools"}, layers_figure),
+    "sizes": ({"sizes"}, sizes_figure),
+    "calibration": (set(), calibration_figure),
 }
-"""Every figure of a task, by the end of its file's name."""
+"""Every figure of a task, by the end of its file's name, and the tables that it needs."""
 
 
 def _draw_sweep(axes: Axes, table: Table) -> None:
     """A line for each name before the last comma, over what stands behind it."""
-    series: dict[str, list[tuple[float, Line]]] = {}
+    series: dict[str, list[tuple[int, Line]]] = {}
     for line in table.lines:
         if line.at is not None:
             series.setdefault(line.name.rpartition(", ")[0], []).append((line.at, line))

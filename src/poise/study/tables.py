@@ -114,7 +114,7 @@ class Line:
     seconds: float | None = None
     extra_bytes: int | None = None
     fold_errors: Float[Tensor, " training_prompts"] | None = None
-    at: float | None = None
+    at: int | None = None
     """Where it stands on the axis of a sweep."""
 
     def as_json(self) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class Material:
         *,
         measures: Iterable[str] = ("mae", "value_error"),
         reference: Judged | None = None,
-        at: float | None = None,
+        at: int | None = None,
     ) -> Line:
         """An estimator's line; `measures` are those with intervals."""
         each = judged(estimates.values, self.judging_rewards)
