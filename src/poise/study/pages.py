@@ -40,7 +40,7 @@ def study_markdown(results: StudyResults, *, command: str = "") -> str:
         f"{settings.seed}. {LEGEND}\n",
         *(f"{sentence}.\n" for sentence in results.skipped),
     ]
-    if len(results.tasks) > 1:
+    if len(results.tasks) > 1 and "estimators" in settings.tables:
         parts.append(summary_markdown(results.tasks))
     parts += [task_markdown(each) for each in results.tasks]
     return "\n".join(parts)
@@ -86,10 +86,12 @@ def task_markdown(task: TaskStudy) -> str:
         parts.append(f"\n{task.left_out} prompts with a rollout that could not be graded are left out.")
     for table in task.tables.values():
         parts.append(f"\n### {table.title}: {task.task}\n\n{table.about} ({told}.)\n\n{table_markdown(table)}")
-    parts.append(
-        "\n### Recommended\n\nThe simplest layer, pooling window and evidence within one standard error of the lowest "
-        f"cross-validated error on training prompts:\n\n```yaml\n{task.recommendation.snippet()}```\n"
-    )
+    if task.recommendation is not None:
+        parts.append(
+            "\n### Recommended\n\nThe simplest layer, pooling window and evidence within one standard error of the "
+            "lowest cross-validated error on training prompts, for `poise train --config`:\n\n"
+            f"```yaml\n{task.recommendation.snippet()}```\n"
+        )
     return "\n".join(parts)
 
 
@@ -124,7 +126,7 @@ def study_json(results: StudyResults, *, command: str = "") -> str:
                 for name, table in each.tables.items()
             },
             "calibration": each.calibration,
-            "recommendation": each.recommendation.settings,
+            "recommendation": each.recommendation.settings if each.recommendation else None,
         }
         for each in results.tasks
     }

@@ -53,11 +53,12 @@ def recommendation(
 
     def swept(table: Table, default: int) -> dict[int, Float[Tensor, " training_prompts"]]:
         """Errors with all evidence, the default first."""
-        named = {line.name: line for line in table.lines if line.fold_errors is not None}
-        places = {
-            int(line.at): name for name, line in named.items() if name.startswith("all, ") and line.at is not None
+        errors = {
+            line.at: line.fold_errors
+            for line in table.lines
+            if line.name.startswith("all, ") and line.at is not None and line.fold_errors is not None
         }
-        return {at: named[places[at]].fold_errors for at in (default, *places)}  # type: ignore[misc]
+        return {default: errors[default]} | errors
 
     known = {line.name: line.fold_errors for line in features.lines if line.fold_errors is not None}
     return Recommendation(
