@@ -53,6 +53,7 @@ def test_a_better_layer_pool_and_evidence_are_taken():
     assert recommended([0.1, 0.2], [0.1, 0.2], [0.4, 0.3, 0.2, 0.1]) == Recommendation(1, 5, "all")
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the host, about its own defaults
 @pytest.mark.parametrize("evidence", EVIDENCE)
 def test_the_snippet_is_a_configuration_of_poise_train(evidence, tmp_path):
     snippet = yaml.safe_load(Recommendation(3, 5, evidence).snippet())

@@ -60,6 +60,9 @@ def study(
         str | None, typer.Option(help="To try. Default: 1e-4,3e-4,1e-3 for the embedded model, else 3e-5.")
     ] = None,
     resamples: Annotated[int, typer.Option(help="Of held-out prompts, for intervals.")] = 500,
+    tables: Annotated[
+        str | None, typer.Option(help="Of estimators,features,layers,pools,probes,sizes. Default: all.")
+    ] = None,
     chat_template_kwargs: Annotated[str, typer.Option(help="Options of the chat template.")] = "{}",
     output: Annotated[Path | None, typer.Option(help="Folder of this study. Default: studies/MODEL.")] = None,
 ) -> None:
@@ -94,6 +97,7 @@ def study(
                     critic_learning_rates or ("1e-4,3e-4,1e-3" if embedded else "3e-5")
                 ),
                 resamples=resamples,
+                **({} if tables is None else {"tables": tuple(each.strip() for each in tables.split(","))}),
             )
             folder = output or Path("studies") / folder_name(settings.model)
             console.print(f"a study of {settings.model}; everything goes to {folder}", soft_wrap=True)
@@ -120,7 +124,7 @@ def _studied(settings: "StudySettings", folder: Path, *, chat_options: dict[str,
         results = study(settings, folder, chat_options=chat_options, watch=watch, report=report)
     for sentence in results.skipped:
         console.print(f"left out: {sentence}", soft_wrap=True)
-    if len(results.tasks) > 1:
+    if len(results.tasks) > 1 and "estimators" in settings.tables:
         typer.echo(study_markdown(results, command=command).split("\n## ")[1])
     typer.echo(f"files: {folder}/study.md, study.json, figures/")
 

@@ -52,6 +52,8 @@ from poise.tasks.problem import Problem
 HISTORY = 2
 """Rollouts of each prompt that stand for an earlier step."""
 FEWEST_HELD_OUT_PROMPTS = 16
+TABLES = ("estimators", "features", "layers", "pools", "probes", "sizes")
+"""What is compared; with an older model, the age of the window too."""
 SPLITS = ("training", "held-out", "older")
 """Folders of a task's rollouts; each is drawn with a seed of its own."""
 
@@ -88,6 +90,7 @@ class StudySettings:
     critic_batch_size: int = 16
     resamples: int = 500
     """Of held-out prompts, for intervals."""
+    tables: tuple[str, ...] = TABLES
 
     def __post_init__(self) -> None:
         if self.k < 3:
@@ -109,13 +112,16 @@ class StudySettings:
                 raise ValueError(f"{name} must be {lowest} or more, got {getattr(self, name)}")
         if not self.critic_learning_rates or min(self.critic_learning_rates) <= 0:
             raise ValueError(f"critic_learning_rates must be positive, got {self.critic_learning_rates}")
+        unknown = [name for name in self.tables if name not in TABLES]
+        if unknown or not self.tables:
+            raise ValueError(f"tables are {', '.join(TABLES)}; got {', '.join(unknown) or 'none'}")
         if min(self.pools, default=0) < 1:
             raise ValueError(f"pools must be numbers of tokens from 1 on, got {self.pools}")
 
     @property
     def drawn(self) -> dict[str, Any]:
         """What files in the folder depend on."""
-        afterwards = {"critics", "critic_epochs", "critic_learning_rates", "critic_batch_size", "resamples"}
+        afterwards = {"critics", "critic_epochs", "critic_learning_rates", "critic_batch_size", "resamples", "tables"}
         by_weights = {"model", "older_model"}  # told apart by their fingerprints, wherever they lie
         return {name: each for name, each in dataclasses.asdict(self).items() if name not in afterwards | by_weights}
 
@@ -131,7 +137,8 @@ class TaskStudy:
     """Prompts with a rollout that could not be graded."""
     noise: Noise
     tables: dict[str, Table]
-    recommendation: Recommendation
+    recommendation: Recommendation | None
+    """None where the tables that it rests on were not asked for."""
     calibration: dict[str, list[tuple[float, float]]]
     """Of some estimators: mean estimate and mean reward of ten bins."""
 
@@ -147,8 +154,8 @@ class StudyResults:
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """A task's rollouts, or why there is nothing to study."""
+class DrawnTask:
+    """A task's rollouts."""
 
     spec: str
     folder: Path
@@ -210,7 +217,7 @@ def study(
     ]
     results = StudyResults(settings)
     for each in drawn:
-        sentence = _nothing_to_tell(each)
+        sentence = nothing_to_tell(each)
         if sentence:
             results.skipped.append(sentence)
             continue
@@ -251,7 +258,7 @@ def _drawn_task(
     layers: list[int],
     chat_options: dict[str, Any] | None,
     watch: Watch,
-) -> _Drawn:
+) -> DrawnTask:
     """Draw what is missing of a task: training prompts by every policy, held-out ones by the first alone."""
     graded = GradedTask(spec, tokenizer=tokenizer, chat_options=chat_options)
     try:
@@ -310,10 +317,10 @@ def _drawn_task(
         graded.close()
     kept, judges = mine.gradable(), judging.gradable()
     left_out = len(mine) + len(judging) - len(kept) - len(judges)
-    return _Drawn(spec, folder, kept, judges, theirs.gradable() if theirs else None, left_out)
+    return DrawnTask(spec, folder, kept, judges, theirs.gradable() if theirs else None, left_out)
 
 
-def _nothing_to_tell(drawn: _Drawn) -> str:
+def nothing_to_tell(drawn: DrawnTask) -> str:
     """Why a task cannot be studied; empty where it can."""
     if len(drawn.training) < FEWEST_TRAINING_PROMPTS or len(drawn.held_out) < FEWEST_HELD_OUT_PROMPTS:
         return (
@@ -329,7 +336,7 @@ def _nothing_to_tell(drawn: _Drawn) -> str:
     return ""
 
 
-def _critics(drawn: _Drawn, policy: Any, settings: StudySettings, watch: Watch) -> dict[str, Estimates]:
+def _critics(drawn: DrawnTask, policy: Any, settings: StudySettings, watch: Watch) -> dict[str, Estimates]:
     return kept_critic_estimates(
         drawn.folder / "critics",
         policy,
@@ -343,7 +350,7 @@ def _critics(drawn: _Drawn, policy: Any, settings: StudySettings, watch: Watch) 
 
 
 def _task_study(
-    drawn: _Drawn, critics: dict[str, Estimates], settings: StudySettings, default_layer: int, *, watch: Watch
+    drawn: DrawnTask, critics: dict[str, Estimates], settings: StudySettings, default_layer: int, *, watch: Watch
 ) -> TaskStudy:
     """All tables of one task."""
     fitted = 0
@@ -361,16 +368,26 @@ def _task_study(
         resampled_prompts(len(drawn.held_out), times=settings.resamples, seed=settings.seed),
         told,
     )
-    tables = {
-        "estimators": estimator_table(material, critics),
-        "features": feature_table(material),
-        "layers": layer_table(material),
-        "pools": pool_table(material),
-        "sizes": size_table(material, seed=settings.seed),
-        "probes": probe_table(material),
+    makers: dict[str, Callable[[], Table]] = {
+        "estimators": lambda: estimator_table(material, critics),
+        "features": lambda: feature_table(material),
+        "layers": lambda: layer_table(material),
+        "pools": lambda: pool_table(material),
+        "probes": lambda: probe_table(material),
+        "sizes": lambda: size_table(material, seed=settings.seed),
     }
+    tables = {name: make() for name, make in makers.items() if name in settings.tables}
     if drawn.older is not None:
         tables["age"] = age_table(material, drawn.older)
+    recommended = None
+    if {"layers", "pools", "features"} <= tables.keys():
+        recommended = recommendation(
+            tables["layers"],
+            tables["pools"],
+            tables["features"],
+            default_layer=default_layer,
+            default_pool=settings.pool_tokens,
+        )
     shown = {
         REFERENCE: material.estimates(poise.preset(REFERENCE)),
         "paper": material.estimates(poise.preset("paper")),
@@ -382,12 +399,6 @@ def _task_study(
         drawn.left_out,
         noise_of(material.judging_rewards),
         tables,
-        recommendation(
-            tables["layers"],
-            tables["pools"],
-            tables["features"],
-            default_layer=default_layer,
-            default_pool=settings.pool_tokens,
-        ),
+        recommended,
         {name: calibration_points(judged(each.values, material.judging_rewards)) for name, each in shown.items()},
     )
