@@ -74,7 +74,7 @@ def study(
         try:
             if rollouts:
                 return print_swapped(rollouts, model, layers=layers, temperature=temperature)
-            from poise.study.study import StudySettings
+            from poise.study.study import TABLES, StudySettings
 
             embedded = model in (None, "embedded")
             settings = StudySettings(
@@ -97,7 +97,7 @@ def study(
                     critic_learning_rates or ("1e-4,3e-4,1e-3" if embedded else "3e-5")
                 ),
                 resamples=resamples,
-                **({} if tables is None else {"tables": tuple(each.strip() for each in tables.split(","))}),
+                tables=TABLES if tables is None else tuple(each.strip() for each in tables.split(",")),
             )
             folder = output or Path("studies") / folder_name(settings.model)
             console.print(f"a study of {settings.model}; everything goes to {folder}", soft_wrap=True)
