@@ -15,6 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 import poise
 from poise.baselines import prompt_groups
