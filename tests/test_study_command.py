@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from poise.cli import app
 from poise.study import drawing
-from poise.study.study import DrawnTask, StudySettings, nothing_to_tell
+from poise.study.settings import StudySettings
+from poise.study.task_rollouts import DrawnTask, nothing_to_tell
 from study_world import made_up_rollouts
 
 TINY = [

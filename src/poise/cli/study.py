@@ -17,7 +17,9 @@ from poise.cli.eval import chat_template_options, folder_name
 from poise.cli.train import console, quiet_hosts
 
 if TYPE_CHECKING:
-    from poise.study.study import StudyResults, StudySettings, Watch
+    from poise.study.settings import StudySettings
+    from poise.study.study import StudyResults
+    from poise.study.task_rollouts import Watch
 
 
 def add_to(app: typer.Typer) -> None:
@@ -74,7 +76,7 @@ def study(
         try:
             if rollouts:
                 return print_swapped(rollouts, model, layers=layers, temperature=temperature)
-            from poise.study.study import TABLES, StudySettings
+            from poise.study.settings import TABLES, StudySettings
 
             embedded = model in (None, "embedded")
             settings = StudySettings(
@@ -136,8 +138,8 @@ def print_swapped(paths: list[Path], model: str | None, *, layers: str | None, t
         FileNotFoundError: If a file is not there.
         ValueError: If the files are not rollouts of a run, or not of this model.
     """
-    from poise.models.named import named_model, named_tokenizer
     from poise.study.saved import saved_features, saved_rollouts
+    from poise.study.study import loaded_policy
     from poise.study.swapping import swapped_baselines, swapped_markdown
 
     rollouts = saved_rollouts(paths)
@@ -146,10 +148,11 @@ def print_swapped(paths: list[Path], model: str | None, *, layers: str | None, t
         if model is not None:
             layer = None if layers is None else whole_numbers(layers, name="--layers")[0]
             total = len(rollouts.prompts)
+            policy, tokenizer = loaded_policy(model)
             features, weights = saved_features(
                 rollouts,
-                named_model(model).eval(),
-                named_tokenizer(model),
+                policy,
+                tokenizer,
                 model=model,
                 layer=layer,
                 temperature=temperature,

@@ -9,7 +9,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from poise.study.study import StudyResults, TaskStudy, folder_name
+from poise.study.settings import folder_name
+from poise.study.study import StudyResults, TaskStudy
 from poise.study.tables import REFERENCE, Line, Table
 
 _COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7c3aed")
