@@ -22,6 +22,25 @@ if TYPE_CHECKING:
     from poise.study.task_rollouts import Watch
 
 
+EMBEDDED_SIZES: dict[str, Any] = {
+    "prompts": 256,
+    "held_out_prompts": 128,
+    "evidence": 4,
+    "critic_epochs": 10,
+    "critic_learning_rates": (1e-4, 3e-4, 1e-3),
+}
+"""Defaults for the embedded model: minutes on two CPU cores."""
+
+OTHER_SIZES: dict[str, Any] = {
+    "prompts": 128,
+    "held_out_prompts": 64,
+    "evidence": 2,
+    "critic_epochs": 2,
+    "critic_learning_rates": (3e-5,),
+}
+"""Defaults for other models: with 135 M parameters and five short tasks about an hour on two CPU cores."""
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the command `study`."""
     app.command("study")(study)
@@ -44,10 +63,14 @@ def study(
     older_model: Annotated[
         str | None, typer.Option(help="A checkpoint from earlier in training: how fast does a probe go stale?")
     ] = None,
-    prompts: Annotated[int, typer.Option(help="Training prompts of each task, two rollouts each.")] = 256,
-    held_out_prompts: Annotated[int, typer.Option(help="Prompts that judge.")] = 128,
+    prompts: Annotated[
+        int | None, typer.Option(help="Training prompts of each task, two rollouts each. Default: 256, see below.")
+    ] = None,
+    held_out_prompts: Annotated[int | None, typer.Option(help="Prompts that judge. Default: 128, see below.")] = None,
     k: Annotated[int, typer.Option("--k", help="Rollouts of a held-out prompt.")] = 8,
-    evidence: Annotated[int, typer.Option(help="Of those, how many are evidence, one at a time.")] = 4,
+    evidence: Annotated[
+        int | None, typer.Option(help="Of those, how many are evidence, one at a time. Default: 4, see below.")
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Such as 0,4,8. Default: all.")] = None,
     pools: Annotated[str, typer.Option(help="Numbers of last tokens whose states are averaged.")] = "1,5,10,20",
     temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
@@ -55,11 +78,9 @@ def study(
     seed: Annotated[int, typer.Option(help="Of problems, sampling and critics.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Completions drawn side by side.")] = 128,
     critic: Annotated[bool, typer.Option(help="Fine-tune critics of the model's size, the dear part.")] = True,
-    critic_epochs: Annotated[
-        int | None, typer.Option(help="At most. Default: 10 for the embedded model, else 2.")
-    ] = None,
+    critic_epochs: Annotated[int | None, typer.Option(help="At most. Default: 10, see below.")] = None,
     critic_learning_rates: Annotated[
-        str | None, typer.Option(help="To try. Default: 1e-4,3e-4,1e-3 for the embedded model, else 3e-5.")
+        str | None, typer.Option(help="To try. Default: 1e-4,3e-4,1e-3, see below.")
     ] = None,
     resamples: Annotated[int, typer.Option(help="Of held-out prompts, for intervals.")] = 500,
     tables: Annotated[
@@ -70,7 +91,9 @@ def study(
 ) -> None:
     """Compare value estimates on held-out prompts: probes, presets, critics; features, layers, pooling, training size.
 
-    Everything drawn is kept as it comes: after an interruption the same command goes on where it was.
+    Everything drawn is kept as it comes: after an interruption the same command goes on where it was. For models other
+    than the embedded one, half as many prompts and rollouts that are evidence, and critics that are fitted for 2 epochs
+    at a learning rate of 3e-5, are the default: the critics are what takes long.
     """
     with quiet_hosts():
         try:
@@ -78,15 +101,19 @@ def study(
                 return print_swapped(rollouts, model, layers=layers, temperature=temperature)
             from poise.study.settings import TABLES, StudySettings
 
-            embedded = model in (None, "embedded")
+            sizes = EMBEDDED_SIZES if model in (None, "embedded") else OTHER_SIZES
+            given = {
+                "prompts": prompts,
+                "held_out_prompts": held_out_prompts,
+                "evidence": evidence,
+                "critic_epochs": critic_epochs,
+                "critic_learning_rates": learning_rates(critic_learning_rates) if critic_learning_rates else None,
+            }
             settings = StudySettings(
                 model or "embedded",
                 tuple(task or ["embedded"]),
                 older_model=older_model,
-                prompts=prompts,
-                held_out_prompts=held_out_prompts,
                 k=k,
-                evidence=evidence,
                 layers=None if layers is None else tuple(whole_numbers(layers, name="--layers")),
                 pools=tuple(whole_numbers(pools, name="--pools")),
                 temperature=temperature,
@@ -94,11 +121,8 @@ def study(
                 seed=seed,
                 batch_size=batch_size,
                 critics=critic,
-                critic_epochs=(10 if embedded else 2) if critic_epochs is None else critic_epochs,
-                critic_learning_rates=learning_rates(
-                    critic_learning_rates or ("1e-4,3e-4,1e-3" if embedded else "3e-5")
-                ),
                 resamples=resamples,
+                **(sizes | {name: each for name, each in given.items() if each is not None}),
                 tables=TABLES if tables is None else tuple(each.strip() for each in tables.split(",")),
             )
             folder = output or Path("studies") / folder_name(settings.model)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from poise.study.settings import folder_name
 from poise.study.study import StudyResults, TaskStudy
@@ -59,6 +60,7 @@ def layers_figure(task: TaskStudy) -> Figure:
     for place, name in enumerate(("layers", "pools")):
         axes = figure.add_subplot(1, 2, place + 1)
         _draw_sweep(axes, task.tables[name])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(task.task, fontsize=11, color=_INK)
     return figure
 
@@ -115,7 +117,7 @@ def _draw_sweep(axes: Axes, table: Table) -> None:
         )
     axes.set_xlabel(table.axis)
     axes.set_ylabel("squared error to V")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series))  # beside no bar
     _bare(axes, grid="y")
 
 
