@@ -150,7 +150,7 @@ def test_prompts_with_an_ungradable_rollout_are_left_out(whole):
 def test_the_sampled_tokens_are_told_with_the_one_that_ends_them(policy):
     model, tokenizer = policy
     settings = evaluation_sampling()
-    [each] = measured_completions(model, tokenizer, ["3+4="], sampling=settings, seed=0)
+    [each] = measured_completions(model, tokenizer, ["3+4:"], sampling=settings, seed=0)
     assert len(each.token_ids) == each.num_tokens
     assert (each.token_ids[-1] == tokenizer.eos_token_id) == (not each.truncated)
     assert tokenizer.decode(each.token_ids, skip_special_tokens=True) == each.text

@@ -19,7 +19,7 @@ from poise.study.saved import SavedRollouts, saved_features, saved_rollouts
 from poise.study.swapping import swapped_baselines, swapped_markdown
 
 
-def saved_file(path, *, num_prompts=20, group_size=2, rewards=None, prompt="{}+1=", step=4):
+def saved_file(path, *, num_prompts=20, group_size=2, rewards=None, prompt="{}+1:", step=4):
     """A rollout file of a run in `path`."""
     directory = RunDirectory.create(path)
     rows = num_prompts * group_size
@@ -41,7 +41,7 @@ def test_rollouts_are_read_with_their_siblings(tmp_path):
     first, second = saved_file(tmp_path / "a", step=2), saved_file(tmp_path / "b", step=4)
     rollouts = saved_rollouts([first, second])
     assert len(rollouts.prompts) == 80
-    assert rollouts.prompts[0] == rollouts.prompts[40] == "0+1="
+    assert rollouts.prompts[0] == rollouts.prompts[40] == "0+1:"
     # The same prompt in another step was answered by another policy: no sibling.
     assert rollouts.groups.tolist() == [k // 2 for k in range(80)]
     assert rollouts.completions[3] == "3"
