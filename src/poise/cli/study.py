@@ -83,6 +83,7 @@ def study(
         str | None, typer.Option(help="To try. Default: 1e-4,3e-4,1e-3, see below.")
     ] = None,
     resamples: Annotated[int, typer.Option(help="Of held-out prompts, for intervals.")] = 500,
+    chat: Annotated[bool, typer.Option(help="Ask by the tokenizer's chat template, if it has one.")] = True,
     tables: Annotated[
         str | None, typer.Option(help="Of estimators,features,layers,pools,probes,sizes. Default: all.")
     ] = None,
@@ -116,6 +117,7 @@ def study(
                 k=k,
                 layers=None if layers is None else tuple(whole_numbers(layers, name="--layers")),
                 pools=tuple(whole_numbers(pools, name="--pools")),
+                chat=chat,
                 temperature=temperature,
                 max_completion_length=max_completion_length,
                 seed=seed,

@@ -31,6 +31,8 @@ class StudySettings:
     """Rollouts of a held-out prompt that judge."""
     evidence: int = 4
     """Rollouts of a held-out prompt that are evidence, one at a time; the first of the k."""
+    chat: bool = True
+    """Ask by the tokenizer's chat template, if it has one."""
     temperature: float = 1.0
     max_completion_length: int = 64
     layers: tuple[int, ...] | None = None

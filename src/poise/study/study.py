@@ -100,9 +100,9 @@ def study(
             study.
         FileExistsError: If the folder holds something else.
     """
-    policy, tokenizer = loaded_policy(settings.model)
+    policy, tokenizer = loaded_policy(settings.model, chat=settings.chat)
     layers = _checked_layers(policy, settings)
-    older = loaded_policy(settings.older_model)[0] if settings.older_model else None
+    older = loaded_policy(settings.older_model, chat=settings.chat)[0] if settings.older_model else None
     fingerprints = {
         "weights": weights_fingerprint(policy),
         "older_weights": weights_fingerprint(older) if older else None,
@@ -151,10 +151,10 @@ def study(
     return results
 
 
-def loaded_policy(name: str) -> tuple[Any, Any]:
+def loaded_policy(name: str, *, chat: bool = True) -> tuple[Any, Any]:
     """A model in evaluation mode, on the GPU if there is one, and its tokenizer."""
     on_gpu = torch.cuda.is_available()
-    tokenizer = named_tokenizer(name)
+    tokenizer = named_tokenizer(name, chat=chat)
     return named_model(name, **({"dtype": "auto"} if on_gpu else {})).to("cuda" if on_gpu else "cpu").eval(), tokenizer
 
 
