@@ -7,8 +7,9 @@ import torch
 import yaml
 
 from poise.settings import run_settings
+from poise.study.comparisons import EVIDENCE
 from poise.study.recommendation import Recommendation, recommendation, simplest_within_one_error
-from poise.study.tables import EVIDENCE, Line, Table
+from poise.study.tables import Line, Table
 
 
 def test_the_simplest_choice_within_one_standard_error_is_taken():

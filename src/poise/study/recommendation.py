@@ -14,7 +14,8 @@ import yaml
 from jaxtyping import Float
 from torch import Tensor
 
-from poise.study.tables import EVIDENCE, Table
+from poise.study.comparisons import EVIDENCE
+from poise.study.tables import Table
 
 Name = TypeVar("Name", str, int)
 
@@ -47,7 +48,7 @@ def recommendation(
     """What a task's tables of layers, pooling windows and features recommend.
 
     Args:
-        layers, pools, features: As `poise.study.tables` makes them.
+        layers, pools, features: As `poise.study.comparisons` makes them.
         default_layer, default_pool: Count as simpler than all others.
     """
 

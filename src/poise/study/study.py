@@ -21,26 +21,22 @@ from poise.evaluate.evaluation import weights_fingerprint
 from poise.hidden_states import decoder_blocks
 from poise.models.named import named_model, named_tokenizer
 from poise.scalars import SCALARS
+from poise.study.comparisons import (
+    age_table,
+    estimator_table,
+    feature_table,
+    layer_table,
+    pool_table,
+    probe_table,
+    size_table,
+)
 from poise.study.critics import CriticFitting, kept_critic_estimates
 from poise.study.drawing import check_same_study
 from poise.study.estimators import Estimates, View
 from poise.study.judging import calibration_points, judged, resampled_prompts
 from poise.study.recommendation import Recommendation, recommendation
 from poise.study.settings import StudySettings, folder_name
-from poise.study.tables import (
-    REFERENCE,
-    Material,
-    Noise,
-    Table,
-    age_table,
-    estimator_table,
-    feature_table,
-    layer_table,
-    noise_of,
-    pool_table,
-    probe_table,
-    size_table,
-)
+from poise.study.tables import REFERENCE, Material, Noise, Table, noise_of
 from poise.study.task_rollouts import (
     DrawnTask,
     StudiedTask,
