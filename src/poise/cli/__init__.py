@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from poise.cli import eval, report, train
+from poise.cli import eval, report, study, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,6 +15,7 @@ app = typer.Typer(
 )
 train.add_to(app)
 eval.add_to(app)
+study.add_to(app)
 report.add_to(app)
 
 

@@ -129,10 +129,14 @@ class Evaluation:
         """Files that there are when all is done."""
         return len(self._batches)
 
+    def rows(self, number: int) -> list[tuple[int, int]]:
+        """Problem and draw of each completion of a batch."""
+        return [divmod(row, self.settings.k) for row in self._batches[number]]
+
     @property
     def missing(self) -> list[int]:
         """Numbers of the batches that are still to be drawn; one whose file cannot be read is drawn again."""
-        return [number for number in range(self.num_batches) if self._read(number) is None]
+        return [number for number in range(self.num_batches) if self.completions(number) is None]
 
     def run(
         self, complete: Complete, rewards: Rewards, *, watch: Callable[[int], None] = lambda num_done: None
@@ -150,7 +154,7 @@ class Evaluation:
         missing = self.missing
         watch(self.num_batches - len(missing))
         for num_drawn, number in enumerate(missing, start=1):
-            rows = [divmod(row, self.settings.k) for row in self._batches[number]]
+            rows = self.rows(number)
             prompts = [self._prompts[problem] for problem, _ in rows]
             drawn = complete(prompts, seed=batch_seed(self.settings.seed, number))
             graded = rewards([each.text for each in drawn], [self._problems[problem] for problem, _ in rows])
@@ -162,9 +166,9 @@ class Evaluation:
         """Make `results.json` and `results.md` from the files of completions; all must be there."""
         completions: list[GradedCompletion] = []
         for number in range(self.num_batches):
-            batch = self._read(number)
+            batch = self.completions(number)
             if batch is None:
-                raise ValueError(f"{self._file(number)} is missing: run the evaluation to its end first")
+                raise ValueError(f"{self.file(number)} is missing: run the evaluation to its end first")
             completions += batch
         k = self.settings.k
         everything, by_domain = scores(completions, k=k), scores_by_domain(completions, k=k)
@@ -177,12 +181,14 @@ class Evaluation:
         _write_whole(self.path / "results.md", results_text(self.settings, everything, by_domain))
         return results
 
-    def _file(self, number: int) -> Path:
+    def file(self, number: int) -> Path:
+        """Where a batch's completions are, or will be."""
         return self._folder / f"batch-{number:06d}.parquet"
 
-    def _read(self, number: int) -> list[GradedCompletion] | None:
+    def completions(self, number: int) -> list[GradedCompletion] | None:
+        """What a batch's file holds; None where there is none that can be read."""
         try:
-            table = pyarrow.parquet.read_table(self._file(number), schema=COMPLETIONS_SCHEMA)
+            table = pyarrow.parquet.read_table(self.file(number), schema=COMPLETIONS_SCHEMA)
         except (OSError, pyarrow.ArrowException):
             return None
         return [GradedCompletion(**row) for row in table.to_pylist()]
@@ -211,9 +217,9 @@ class Evaluation:
             }
             for (problem, draw), each, reward in zip(rows, drawn, graded, strict=True)
         ]
-        unfinished = self._file(number).with_suffix(".unfinished")
+        unfinished = self.file(number).with_suffix(".unfinished")
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines, schema=COMPLETIONS_SCHEMA), unfinished)
-        os.replace(unfinished, self._file(number))
+        os.replace(unfinished, self.file(number))
 
 
 def batch_seed(seed: int, number: int) -> int:

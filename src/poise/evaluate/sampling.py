@@ -30,6 +30,8 @@ class SampledCompletion:
     """With the one that ends it."""
     truncated: bool
     """Whether it was cut off at the largest length."""
+    token_ids: tuple[int, ...] = ()
+    """What was sampled, with the token that ends it."""
 
 
 def sampled_completions(
@@ -90,9 +92,10 @@ def measured_completions(
                 drawn_ids = ids[:, inputs["input_ids"].shape[1] :]
                 texts = tokenizer.batch_decode(drawn_ids, skip_special_tokens=True)
                 ended = (drawn_ids == tokenizer.eos_token_id).cpu()
-                for text, ends in zip(texts, ended, strict=True):
+                for text, ends, sampled in zip(texts, ended, drawn_ids.tolist(), strict=True):
                     num_tokens = int(ends.int().argmax()) + 1 if ends.any() else len(ends)
-                    completions.append(SampledCompletion(text, num_tokens, truncated=not bool(ends.any())))
+                    whole = tuple(sampled[:num_tokens])
+                    completions.append(SampledCompletion(text, num_tokens, not bool(ends.any()), whole))
     finally:
         model.train(was_training)
     return completions
