@@ -4,7 +4,7 @@ The rule: generation is TRL's own in every arm, refills included, and every roll
 is trained on or not. A baseline beyond `poise.OnlineBaseline` stands in its place in `PoiseTrainer`; the engine knows
 nothing of it.
 
-Dimensions: N rollouts of a generation batch.
+Dimensions: G rollouts of a prompt.
 """
 
 import math
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
@@ -22,7 +22,7 @@ from poise.compare.critic_baseline import CriticBaseline
 from poise.engines.trl import PoiseTrainer
 from poise.engines.trl.trainer import prompt_id
 
-NO_ADVANTAGE = 1e-9
+NO_ADVANTAGE = 1e-6
 """Advantages smaller than that are none."""
 
 
@@ -35,20 +35,25 @@ class Tally:
     prompts: int = 0
     """Groups; a prompt that comes again counts again."""
     silent_prompts: int = 0
-    """Groups in which every advantage is zero: nothing is learned from them."""
+    """Groups in which every advantage is zero, trained on or dropped: nothing is learned from them."""
     silent_tokens: int = 0
+    """Sampled for those."""
+    surplus_prompts: int = 0
+    """Groups with a signal that a refill brought beyond what was missing; they are dropped."""
+    surplus_tokens: int = 0
     """Sampled for those."""
     draws: int = 0
     """Calls of the sampler."""
     unfilled_steps: int = 0
     """Steps whose batch holds groups without a signal, because dynamic sampling gave up looking for more."""
 
-    def add_prompt(self, lengths: Sequence[int], *, silent: bool) -> None:
+    def add_prompt(self, lengths: Sequence[int], *, silent: bool, surplus: bool = False) -> None:
         """Count one group, whose completions have these lengths."""
         self.prompts += 1
-        if silent:
-            self.silent_prompts += 1
-            self.silent_tokens += sum(lengths)
+        self.silent_prompts += silent
+        self.silent_tokens += silent * sum(lengths)
+        self.surplus_prompts += surplus
+        self.surplus_tokens += surplus * sum(lengths)
 
 
 class Tallied(GRPOTrainer):  # type: ignore[misc]
@@ -167,15 +172,14 @@ class DynamicSamplingTrainer(Tallied):
                 num = min(wanted, math.ceil(missing * drawn / max(1, len(kept))))
             drawn += num
             for group in self._sampled_groups(num):
-                mixed = bool(mixed_groups(self._rewards(group[2])[None])[0])
-                (kept if mixed and len(kept) < wanted else spare).append(group)
+                (kept if len(kept) < wanted and self._is_mixed(group[2]) else spare).append(group)
         if len(kept) < wanted:
             self.tally.unfilled_steps += 1
             short = wanted - len(kept)
             kept, spare = kept + spare[:short], spare[short:]
         for _, generated, rewards in spare:
-            # A mixed group that was one too many is dropped like the others.
-            self.tally.add_prompt([len(ids) for ids in generated[1]], silent=True)
+            surplus = self._is_mixed(rewards)
+            self.tally.add_prompt([len(ids) for ids in generated[1]], silent=not surplus, surplus=surplus)
         parts = [group[1] for group in kept]
         joined = tuple(_joined([part[place] for part in parts]) for place in range(len(parts[0])))
         return [row for group in kept for row in group[0]], joined, torch.cat([group[2] for group in kept])
@@ -195,13 +199,10 @@ class DynamicSamplingTrainer(Tallied):
             for group in groups
         ]
 
-    def _rewards(self, rewards_per_func: Float[Tensor, "rows functions"]) -> Float[Tensor, " rows"]:
-        return (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
-
-
-def mixed_groups(rewards: Float[Tensor, "groups size"]) -> Bool[Tensor, " groups"]:
-    """Whether the rewards of a group differ: only then does the group mean leave an advantage."""
-    return rewards.amax(dim=1) > rewards.amin(dim=1)
+    def _is_mixed(self, rewards_per_func: Float[Tensor, "G functions"]) -> bool:
+        """Whether the rewards of a group differ: only then does the group mean leave an advantage."""
+        rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
+        return bool(rewards.max() > rewards.min())
 
 
 def _part(each: Any, group: slice, num_rows: int) -> Any:
