@@ -1,17 +1,18 @@
 """What would a value model beside the policy give as a baseline, learning on the same rewards as training goes on?
 
 Order of a step: the critic of earlier steps gives the values; only then does it learn from this batch. Read from the
-prompt, a value is the baseline of every rollout of that prompt; read from rollouts, siblings swap values, and a value is
-fitted to the siblings' mean reward. Either way a baseline is independent of the rollout that it is subtracted from.
+prompt, a value is the baseline of every rollout of that prompt; read from rollouts, siblings swap values, and a value
+is fitted to the siblings' mean reward. Either way a baseline is independent of the rollout it is subtracted from.
 
 Dimensions: N rollouts, P columns of prompts, C of completions.
 """
 
 from collections.abc import Hashable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import poise
@@ -20,8 +21,8 @@ from poise.diagnostics import PairScoreboard
 from poise.models.critic import SequenceCritic
 
 
-class CriticBaseline:
-    """Stands in the place of `poise.OnlineBaseline`; `read` comes before each `step`.
+class CriticBaseline(poise.OnlineBaseline):
+    """Stands in the place of the engine's baseline; `read` comes before each `step`.
 
     Args:
         policy: Is copied.
@@ -31,7 +32,6 @@ class CriticBaseline:
         batch_size: Rows a critic update.
 
     Attributes:
-        preset: The preset that stands for it in the engine: one that needs nothing of the engine.
         extra_bytes: Parameters, gradients and optimizer state of the critic, after the first step.
     """
 
@@ -44,7 +44,7 @@ class CriticBaseline:
         learning_rate: float = 3e-4,
         batch_size: int = 32,
     ) -> None:
-        self.preset = poise.preset("none")
+        super().__init__(poise.preset("none"))  # one that needs nothing of the engine
         self.extra_bytes = 0
         self._critic = SequenceCritic(policy)
         self._reads, self._seed = reads, seed
@@ -68,12 +68,12 @@ class CriticBaseline:
 
     def step(
         self,
-        features: None,
-        rewards: Tensor,
+        features: poise.Features | None,
+        rewards: Tensor | Sequence[float],
         *,
-        prompts: Sequence[Hashable],
+        prompts: Sequence[Hashable] | Tensor | NDArray[Any],
         domains: Sequence[str] | None = None,
-        weights: Tensor | None = None,
+        weights: Tensor | Sequence[float] | None = None,
     ) -> poise.Step:
         """Baselines of this batch; then learn from it. Of the arguments rewards (in [0, 1], or NaN) and prompts count.
 
@@ -82,10 +82,10 @@ class CriticBaseline:
         """
         if len(self._sequences) != len(rewards):
             raise ValueError(f"the critic has read {len(self._sequences)} rollouts, and {len(rewards)} have rewards")
-        rewards = rewards.double().cpu()
+        rewards = torch.as_tensor(rewards, dtype=torch.float64).cpu()
         gradable = ~rewards.isnan()
         known = torch.where(gradable, rewards, 0)
-        groups = prompt_groups(prompts)
+        groups = prompt_groups(list(prompts))
         values = self._values(groups)
         if self._reads == "rollout":
             baselines = cross_rollout_baselines(values, groups, gradable)
@@ -120,4 +120,3 @@ class CriticBaseline:
             seed=self._seed + self._steps,
         )
         self.extra_bytes = done.extra_bytes
-

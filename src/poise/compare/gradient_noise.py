@@ -122,12 +122,13 @@ def _as_it_was(trainer: Tallied, *, seed: int) -> Iterator[None]:
     """Draw from another seed inside, and put back whatever a generation batch changes."""
     kept = {
         name: getattr(trainer, name)
-        for name in ("tally", "baseline", "last_rollouts", "last_step", "resampling", "_metrics", "_logs")
+        for name in ("tally", "baseline", "critic", "last_rollouts", "last_step", "resampling", "_metrics", "_logs")
         if hasattr(trainer, name)
     }
-    for name in ("baseline", "_metrics", "_logs"):
+    shared: dict[int, Any] = {}  # a critic is a baseline, too, and stays one object
+    for name in ("baseline", "critic", "_metrics", "_logs"):
         if name in kept:
-            setattr(trainer, name, copy.deepcopy(kept[name]))
+            setattr(trainer, name, copy.deepcopy(kept[name], shared))
     trainer.tally = replace(trainer.tally)
     if isinstance(trainer, DynamicSamplingTrainer):
         trainer.resampling = False

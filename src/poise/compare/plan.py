@@ -155,7 +155,7 @@ class Run:
         """
         arm = arm_named(self.arm)
         settings = conditions.run_settings(seed=self.sampling_seed)
-        options = settings.trainer | arm.options
+        options = settings.trainer | dict(arm.options)
         options |= {"num_generations": arm.group_size, "learning_rate": self.learning_rate}
         options |= {"seed": settings.seed, "max_steps": settings.steps}
         if arm.trainer in ("preset", "critic"):

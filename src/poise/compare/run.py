@@ -2,8 +2,9 @@
 
     python -m poise.compare.run < SPECIFICATION       in a process of its own, so that its memory is its own
 
-The rule: the clock runs while the policy is trained and stands still while anything is measured; what is measured leaves
-the training as it would have been. A run's folder is complete when it holds `summary.json`, and is made anew otherwise.
+The rule: the clock runs while the policy is trained and stands still while anything is measured; what is measured
+leaves the training as it would have been. A run's folder is complete when it holds `summary.json`, and is made anew
+otherwise.
 """
 
 import json
@@ -79,7 +80,7 @@ class Measurements(TrainerCallback):  # type: ignore[misc]
         self.memory_before = 0.0
         self._held_out = graded_task.held_out(conditions.eval_prompts)
         self._logged: dict[str, list[float]] = {"entropy": [], "reward": []}
-        self._due = 0
+        self._due = 0.0
         self._gradient_rows: list[dict[str, Any]] = []
         if conditions.gradient_every:
             problems = graded_task.training_data(conditions.gradient_prompts, seed=GRADIENT_PROMPTS_SEED)
@@ -161,10 +162,16 @@ class Measurements(TrainerCallback):  # type: ignore[misc]
             self.graded_task.held_out_rewards(completions, self._held_out),
             domains=[problem.domain for problem in self._held_out],
         )
-        return {"accuracy": found.accuracy, "accuracy_by_domain": found.by_domain, "held_out_prompts": found.num_prompts}
+        return {
+            "accuracy": found.accuracy,
+            "accuracy_by_domain": found.by_domain,
+            "held_out_prompts": found.num_prompts,
+        }
 
 
-def completed_run(conditions: Conditions, run: Run, folder: Path, *, watch: Watch = lambda said: None) -> dict[str, Any]:
+def completed_run(
+    conditions: Conditions, run: Run, folder: Path, *, side_by_side: int = 1, watch: Watch = lambda said: None
+) -> dict[str, Any]:
     """Train one arm and leave `config.yaml`, `metrics.jsonl` and, at the very end, `summary.json` in a folder.
 
     What lies there of an earlier attempt is removed first.
@@ -173,6 +180,7 @@ def completed_run(conditions: Conditions, run: Run, folder: Path, *, watch: Watc
         conditions: What the run shares with others.
         run: The arm, its learning rate and its seed.
         folder: Where.
+        side_by_side: Runs that share the machine with this one, itself included; it is noted in the summary.
         watch: Told, at each evaluation, the share of the budget that is spent and the accuracy.
 
     Returns:
@@ -201,7 +209,7 @@ def completed_run(conditions: Conditions, run: Run, folder: Path, *, watch: Watc
         trainer.add_callback(measured)
         directory.write_config({"run": asdict(run), "conditions": asdict(conditions), "trainer": config.to_dict()})
         trainer.train()
-    summary = _summary(run, measured, directory.read_metrics())
+    summary = _summary(run, measured, directory.read_metrics()) | {"side_by_side": side_by_side}
     directory.write_summary(summary)
     return summary
 
@@ -232,7 +240,7 @@ def _summary(run: Run, measured: Measurements, lines: list[dict[str, Any]]) -> d
     last, final = lines[-1], measured.accuracies[-FINAL_EVALUATIONS:]
     # Gradients are held in memory while they are measured: what came before that is the training's own.
     clean = next((line for line in lines if any(name.startswith("gradient/") for name in line)), last)
-    critic = measured.trainer.baseline.extra_bytes if isinstance(measured.trainer, CriticTrainer) else 0
+    critic = measured.trainer.critic.extra_bytes if isinstance(measured.trainer, CriticTrainer) else 0
     return {
         "run": asdict(run),
         "accuracy_before": measured.accuracies[0],
@@ -253,9 +261,10 @@ def memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def specification(conditions: Conditions, run: Run, folder: Path) -> str:
+def specification(conditions: Conditions, run: Run, folder: Path, *, side_by_side: int) -> str:
     """What `python -m poise.compare.run` reads from its standard input."""
-    return json.dumps({"conditions": asdict(conditions), "run": asdict(run), "folder": str(folder)})
+    asked = {"conditions": asdict(conditions), "run": asdict(run), "folder": str(folder)}
+    return json.dumps(asked | {"side_by_side": side_by_side})
 
 
 def main() -> None:
@@ -268,7 +277,13 @@ def main() -> None:
         print(json.dumps(said), file=output, flush=True)
 
     try:
-        completed_run(Conditions(**asked["conditions"]), Run(**asked["run"]), Path(asked["folder"]), watch=watch)
+        completed_run(
+            Conditions(**asked["conditions"]),
+            Run(**asked["run"]),
+            Path(asked["folder"]),
+            side_by_side=asked["side_by_side"],
+            watch=watch,
+        )
     except (ValueError, OSError) as error:
         print(f"poise compare: {error}", file=sys.stderr)
         raise SystemExit(2) from error

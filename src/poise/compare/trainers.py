@@ -20,7 +20,6 @@ from trl import GRPOConfig, GRPOTrainer
 from poise.compare.arms import MOST_DRAWS, Arm
 from poise.compare.critic_baseline import CriticBaseline
 from poise.engines.trl import PoiseTrainer
-from poise.engines.trl.trainer import prompt_id
 
 NO_ADVANTAGE = 1e-6
 """Advantages smaller than that are none."""
@@ -100,16 +99,16 @@ class CriticTrainer(PresetTrainer):
     """`PoiseTrainer` whose baseline is a value model beside the policy.
 
     Args:
-        critic: Stands in the place of `poise.OnlineBaseline`.
+        critic: Stands in the place of the engine's baseline.
     """
 
     def __init__(self, *positional: Any, critic: CriticBaseline, **named: Any) -> None:
         super().__init__(*positional, **named)
-        self.baseline = critic
+        self.baseline = self.critic = critic
 
     def _advantages(self, inputs: list[dict[str, Any]], scored: dict[str, Any], behaviour: Any) -> Tensor:
         """The engine's, after the critic has been shown the tokens."""
-        self.baseline.read(
+        self.critic.read(
             scored["prompt_ids"], scored["prompt_mask"], scored["completion_ids"], scored["completion_mask"]
         )
         return super()._advantages(inputs, scored, behaviour)
@@ -219,9 +218,7 @@ def arm_trainer(arm: Arm, model: Any, reward_functions: Any, config: GRPOConfig,
     if arm.trainer == "group":
         return GroupTrainer(model, reward_functions, config, **named)
     if arm.trainer == "dynamic":
-        return DynamicSamplingTrainer(
-            model, reward_functions, config, whole_refills=arm.whole_refills, **named
-        )
+        return DynamicSamplingTrainer(model, reward_functions, config, whole_refills=arm.whole_refills, **named)
     if arm.trainer == "critic":
         critic = CriticBaseline(model, reads=arm.critic_reads, seed=config.seed)
         return CriticTrainer(model, reward_functions, config, critic=critic, **named)
