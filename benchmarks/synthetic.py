@@ -84,8 +84,11 @@ class World:
 def together(parts: list[Rollouts]) -> Rollouts:
     """One step made of several worlds' rollouts."""
     names = ("prompt", "completion", "entropies", "missing")
+    prompt, completion, entropies, missing = (
+        torch.cat([getattr(part.features, name) for part in parts]) for name in names
+    )
     return Rollouts(
-        Features(*(torch.cat([getattr(part.features, name) for part in parts]) for name in names)),
+        Features(prompt, completion, entropies, missing),
         torch.cat([part.rewards for part in parts]),
         torch.cat([part.values for part in parts]),
         [prompt for part in parts for prompt in part.prompts],

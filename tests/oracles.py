@@ -3,15 +3,20 @@
 Loops and scikit-learn; nothing here calls the code under test but for the types that it is fed with.
 """
 
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Ridge
+from sklearn.neural_network import MLPRegressor
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from poise.features import Features
+from poise.history import prompt_keys
 
 
 def refitted_baselines(evidence, rewards, weights, groups, penalty):
@@ -40,54 +45,121 @@ def sibling_mean(column, prompts, gradable=None):
     return out
 
 
+def logistic_by_newton(columns, targets, penalty):
+    """Coefficients, the intercept last, that minimize the sum of cross-entropies + penalty / 2 |slopes|^2."""
+    design = np.column_stack([columns, np.ones(len(columns))])
+    ridge = np.diag([penalty] * columns.shape[1] + [0.0])
+    coefficients = np.zeros(design.shape[1])
+    for _ in range(50):
+        rates = 1 / (1 + np.exp(-design @ coefficients))
+        gradient = design.T @ (rates - targets) + ridge @ coefficients
+        hessian = design.T @ (design * (rates * (1 - rates))[:, None]) + ridge
+        coefficients -= np.linalg.solve(hessian, gradient)
+    assert np.abs(gradient).max() < 1e-9
+    return coefficients
+
+
+NETWORK = {"hidden_layer_sizes": (64,), "learning_rate_init": 1e-3, "max_iter": 1000}
+
+
 class ScikitLearnProbe:
     """The published method written with scikit-learn: one window and one pipeline for each route."""
 
-    def __init__(self, *, penalty, components=None, rows=4096, domain_rows=None, own_domain=False, rloo_steps=1):
-        self.penalty, self.components, self.rows, self.domain_rows = penalty, components, rows, domain_rows or {}
+    def __init__(
+        self,
+        *,
+        penalty=None,
+        members=None,
+        stacking_penalty=None,
+        group_target=False,
+        components=None,
+        rows=4096,
+        domain_rows=None,
+        own_domain=False,
+        rloo_steps=1,
+    ):
+        self.members, self.stacking_penalty = members or [("ridge", penalty)], stacking_penalty
+        self.components, self.rows, self.domain_rows = components, rows, domain_rows or {}
         self.own_domain, self.rloo_steps, self.steps = own_domain, rloo_steps, 0
+        self.group_target = group_target
         self.windows, self.models = {}, {}
 
-    def step(self, prompt, completion, entropies, rewards, prompts, domains):
+    def step(self, prompt, completion, scalars, rewards, prompts, domains):
         """Baselines by the models of earlier steps; then the windows grow and the models are fitted again."""
-        z = [part.numpy() for part in (prompt, completion, entropies)]
-        targets = np.array(sibling_mean(rewards.tolist(), prompts))
+        z = [part.numpy() for part in (prompt, completion, scalars)]
+        baselines = np.array(sibling_mean(rewards.tolist(), prompts))
+        targets = baselines.copy()
+        if self.group_target:
+            targets = np.array([rewards[[q == p for q in prompts]].mean().item() for p in prompts])
         routes = domains if self.own_domain else ["all"] * len(prompts)
-        baselines = targets.copy()
         for route in set(routes):
             inside = np.array([r == route for r in routes])
             mine = [part[inside] for part in z]
+            names = np.array([name for name, r in zip(prompts, routes, strict=True) if r == route])
             if self.steps >= self.rloo_steps and route in self.models:
                 values = np.clip(self._values(self.models[route], mine), 0, 1)
-                names = [name for name, r in zip(prompts, routes, strict=True) if r == route]
-                baselines[inside] = sibling_mean(values.tolist(), names)
-            old = self.windows.get(route, [part[:0] for part in (*z, targets)])
+                baselines[inside] = sibling_mean(values.tolist(), list(names))
+            new = (*mine, names, targets[inside])
+            old = self.windows.get(route, [part[:0] for part in new])
             keep = self.domain_rows.get(route, self.rows)
-            self.windows[route] = [
-                np.concatenate(pair)[-keep:] for pair in zip(old, (*mine, targets[inside]), strict=True)
-            ]
+            self.windows[route] = [np.concatenate(pair)[-keep:] for pair in zip(old, new, strict=True)]
         self.steps += 1
         if self.steps >= self.rloo_steps:
             for route in set(routes) if self.steps > self.rloo_steps else self.windows:
                 self.models[route] = self._fitted(*self.windows[route])
         return torch.from_numpy(baselines)
 
-    def _fitted(self, prompt, completion, entropies, targets):
+    def _fitted(self, prompt, completion, scalars, names, targets):
         reductions = [
             PCA(min(k, *part.shape), svd_solver="randomized", random_state=42).fit(part)
             for k, part in zip(self.components or (), (prompt, completion), strict=False)
         ]
-        joined = self._joined(reductions, [prompt, completion, entropies])
+        joined = self._joined(reductions, [prompt, completion, scalars])
         scaler = StandardScaler().fit(joined)
-        return reductions, scaler, Ridge(alpha=self.penalty).fit(scaler.transform(joined), targets)
+        return reductions, scaler, self._combined(scaler.transform(joined), targets, names)
+
+    def _combined(self, columns, targets, names):
+        def fitted(rows):
+            return [
+                one_probe(kind, columns[rows], targets[rows], penalty, 42 + k)
+                for k, (kind, penalty) in enumerate(self.members)
+            ]
+
+        probes = fitted(slice(None))
+        if self.stacking_penalty is None:
+            return lambda z: np.mean([probe(z) for probe in probes], axis=0)
+        keys = prompt_keys(names.tolist())
+        rank = {key: k for k, key in enumerate(sorted(set(keys)))}
+        fold = np.array([rank[key] % 5 for key in keys])
+        unseen = np.zeros((len(targets), len(probes)))
+        for out in range(5):
+            for column, probe in enumerate(fitted(fold != out)):
+                unseen[fold == out, column] = probe(columns[fold == out])
+        stacker = make_pipeline(StandardScaler(), Ridge(alpha=self.stacking_penalty)).fit(unseen, targets)
+        return lambda z: stacker.predict(np.column_stack([probe(z) for probe in probes]))
 
     def _values(self, model, parts):
-        reductions, scaler, fit = model
-        return fit.predict(scaler.transform(self._joined(reductions, parts)))
+        reductions, scaler, combined = model
+        return combined(scaler.transform(self._joined(reductions, parts)))
 
     def _joined(self, reductions, parts):
         hidden = [pca.transform(part) for pca, part in zip(reductions, parts, strict=False)] or parts[:2]
         return np.concatenate([part.astype(np.float64) for part in (*hidden, parts[2])], axis=1)
+
+
+def one_probe(kind, columns, targets, penalty, seed):
+    """A probe of one kind on standardised columns, clipped to [0, 1]."""
+    if kind == "logistic":
+        coefficients = logistic_by_newton(columns, targets.clip(1e-6, 1 - 1e-6), penalty)
+        return lambda z: 1 / (1 + np.exp(-z @ coefficients[:-1] - coefficients[-1]))
+    if kind == "mlp":
+        size = min(8192, len(targets))
+        fit = MLPRegressor(batch_size=size, alpha=penalty, random_state=seed, **NETWORK)
+        with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+            fit.fit(columns, targets)
+    else:
+        fit = Ridge(alpha=penalty).fit(columns, targets)
+    return lambda z: fit.predict(z).clip(0, 1)
 
 
 @dataclass(frozen=True)

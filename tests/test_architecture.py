@@ -12,7 +12,8 @@ import poise
 
 ROOT = Path(poise.__file__).parent
 LAYERS = [
-    {"baselines", "diagnostics", "gradient_variance", "history", "projection", "probe", "features", "hidden_states"},
+    {"baselines", "diagnostics", "gradient_variance", "history", "projection", "probe"}
+    | {"features", "scalars", "hidden_states", "value_probes"},
     {"evidence"},
     {"presets"},
     {"choice", "published", "batch"},

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from poise.features import (
     Features,
-    entropy_statistics,
+    entropy_statistic,
     mean_entropies,
     reasoning_mask,
     score_norm_weights,
@@ -125,43 +125,58 @@ COMPLETION = torch.tensor([[True, True, True, False], [True, True, False, False]
 REASONING = torch.tensor([[True, True, False, False], [True, True, False, False]])
 
 
-def test_entropy_statistics_over_the_segments():
-    statistics = entropy_statistics(
-        ENTROPIES, COMPLETION, REASONING, COMPLETION & ~REASONING, statistics=("mean", "max", "min", "last")
-    )
-    assert_close(
-        statistics,
-        torch.tensor(
-            [
-                [7 / 3, 5 / 2, 2.0, 4.0, 4.0, 2.0, 1.0, 1.0, 2.0, 2.0, 4.0, 2.0],
-                [4.0, 4.0, 0.0, 5.0, 5.0, 0.0, 3.0, 3.0, 0.0, 5.0, 5.0, 0.0],
-            ]
-        ),
-    )
-
-
-def test_mean_entropies_are_the_first_statistics():
+@pytest.mark.parametrize(
+    ("statistic", "expected"),
+    [
+        ("mean", [[7 / 3, 5 / 2, 2.0], [4.0, 4.0, 0.0]]),
+        ("max", [[4.0, 4.0, 2.0], [5.0, 5.0, 0.0]]),
+        ("min", [[1.0, 1.0, 2.0], [3.0, 3.0, 0.0]]),
+        ("last", [[2.0, 4.0, 2.0], [5.0, 5.0, 0.0]]),
+    ],
+)
+def test_entropy_statistics_over_the_segments(statistic, expected):
     masks = (COMPLETION, REASONING, COMPLETION & ~REASONING)
-    every = entropy_statistics(ENTROPIES, *masks, statistics=("mean", "min"))
-    assert_close(mean_entropies(ENTROPIES, *masks), every[:, :3])
-    assert entropy_statistics(ENTROPIES, *masks, statistics=()).shape == (2, 0)
+    found = torch.stack([entropy_statistic(ENTROPIES, mask, statistic) for mask in masks], dim=1)
+    assert_close(found, torch.tensor(expected))
+    if statistic == "mean":
+        assert_close(mean_entropies(ENTROPIES, *masks), found)
 
 
-def test_entropy_statistics_of_no_columns_are_zero():
+@pytest.mark.parametrize("statistic", ["mean", "max", "min", "last"])
+def test_entropy_statistics_of_no_columns_are_zero(statistic):
     none = torch.zeros(2, 0, dtype=torch.bool)
-    statistics = entropy_statistics(torch.zeros(2, 0), none, none, none, statistics=("mean", "max", "min", "last"))
-    assert statistics.tolist() == [[0.0] * 12] * 2
+    assert entropy_statistic(torch.zeros(2, 0), none, statistic).tolist() == [0.0, 0.0]
 
 
-def test_unknown_statistic_is_named():
-    with pytest.raises(ValueError, match="one of mean, max, min, last, got 'median'"):
-        entropy_statistics(ENTROPIES, COMPLETION, REASONING, REASONING, statistics=("median",))
+def test_scalars_are_found_by_name_the_mean_entropies_among_them():
+    features = held()
+    assert_close(features.columns(["own:luck", "reasoning_mean_entropy"]), torch.tensor([[7.0, 1.0], [8.0, 4.0]]))
+    assert features.columns([]).shape == (2, 0)
+    with pytest.raises(ValueError, match=r"need the scalar 'answer_length', got completion_mean_entropy, .*, own:luck"):
+        features.columns(["own:luck", "answer_length"])
+
+
+def test_mapped_features_are_mapped_in_every_part():
+    features = held().mapped(lambda part: part[[1]])
+    assert features.columns(["own:luck", "completion_mean_entropy"]).tolist() == [[8.0, 3.0]]
+    assert [features.prompt.tolist(), features.completion.tolist(), features.missing.tolist()] == [
+        [[3.0, 4.0]],
+        [[3.0, 4.0]],
+        [[False] * 4],
+    ]
+
+
+def held():
+    """Two rollouts with a scalar of the user's own."""
+    states, entropies = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.arange(6.0).reshape(2, 3)
+    missing = torch.tensor([[True] * 4, [False] * 4])
+    return Features(states, states, entropies, missing, scalars={"own:luck": torch.tensor([7.0, 8.0])})
 
 
 def test_features_of_unequal_rows_are_refused():
-    features = Features(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 4, dtype=torch.bool))
+    features = held()
     object.__setattr__(features, "missing", features.missing[:1])  # past the shape checks that only tests have
-    with pytest.raises(ValueError, match=r"got \[2, 2, 2, 1\] rows"):
+    with pytest.raises(ValueError, match=r"got \[2, 2, 2, 1, 2\] rows"):
         features.__post_init__()
 
 

@@ -339,6 +339,25 @@ def test_features_carry_entropy_means_over_the_segments(tiny_model, batch):
         assert features.missing[row].tolist() == [False, False, False, not answer.any()]
 
 
+def test_features_carry_the_scalars_that_are_asked_for(tiny_model, batch):
+    with (
+        torch.no_grad(),
+        capture_hidden_states(tiny_model, *batch.masks(), layers=[0], reasoning_mask=batch.reasoning) as capture,
+    ):
+        tiny_model(**batch.inputs())
+    names = ["reasoning_length", "answer_max_entropy", "completion_unique_ratio"]
+    features = capture.features(batch.entropies, scalars=names, ids=batch.ids)
+    assert list(features.scalars) == names
+    first = batch.ids.shape[1] - batch.completion_columns
+    for row, (completion, reasoning) in enumerate(zip(batch.completion, batch.reasoning, strict=True)):
+        ids, answer = batch.ids[row][completion].tolist(), completion & ~reasoning
+        highest = batch.entropies[row][answer[first:]].max().item() if answer.any() else 0.0
+        expected = [int(reasoning.sum()) / 1000, highest, len(set(ids)) / len(ids)]
+        assert features.columns(names)[row].tolist() == pytest.approx(expected)
+    with pytest.raises(ValueError, match=r"ids need the masks' shape \(6, 16\), got \(6, 4\)"):
+        capture.features(batch.entropies, scalars=names, ids=batch.ids[:, :4])
+
+
 def test_padding_does_not_matter(tiny_model):
     left, right = (captured(tiny_model, Batch(padding)) for padding in ("left", "right"))
     assert_close(left.prompt, right.prompt, rtol=1e-5, atol=1e-5)

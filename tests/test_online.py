@@ -161,6 +161,63 @@ def test_a_run_that_was_saved_and_restored_equals_one_that_was_not(name, tmp_pat
         assert one.in_charge == other.in_charge
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"probe": "logistic", "penalty": 1.0},
+        {"probe": "mlp", "penalty": 1.0},
+        {"members": [["ridge", 1.0], ["mlp", 1.0]], "combination": "stacked", "own_domain": True},
+        {"target": "group", "scalars": ["answer_mean_entropy"]},
+    ],
+    ids=str,
+)
+def test_a_run_with_options_of_the_release_goes_on_from_its_saved_state_alone(changes, tmp_path):
+    preset = small("paper", **changes)
+    uninterrupted = after(preset, batch(0), batch(1))
+    uninterrupted.save(tmp_path)
+    restored = OnlineBaseline(preset)
+    restored.restore(tmp_path)
+    for seed in (2, 3):
+        one, other = (batch(seed).given_to(baseline).baselines for baseline in (uninterrupted, restored))
+        assert torch.equal(one, other)
+
+
+def with_luck(rollouts, luck):
+    return replace(rollouts.features, scalars={"own:luck": luck})
+
+
+def test_scalars_by_name_are_evidence_of_the_siblings():
+    # Luck tells the reward; nothing else does. A preset that reads it from the sibling knows what the others do not.
+    def error(**changes):
+        baseline, total = OnlineBaseline(small("poise-value", **changes)), 0.0
+        for seed in range(4):
+            rollouts = drawn_rollouts((2,) * 100, seed=seed, knowable=False)
+            features = with_luck(rollouts, rollouts.values.float())
+            step = baseline.step(features, rollouts.rewards, prompts=rollouts.prompts)
+            total = float((step.values - rollouts.values).square().mean())
+        return total
+
+    assert error(scalars=("own:luck",)) < 0.2 * error()
+
+
+@pytest.mark.parametrize("name", ["poise", "paper"])
+def test_a_scalar_that_the_features_lack_is_named(name):
+    baseline = OnlineBaseline(small(name, scalars=("own:luck", "answer_length")))
+    rollouts = batch(0)
+    features = with_luck(rollouts, rollouts.rewards.float())
+    with pytest.raises(ValueError, match=r"the features need the scalar 'answer_length', got .*, own:luck"):
+        baseline.step(features, rollouts.rewards, prompts=rollouts.prompts)
+
+
+def test_only_scalars_that_are_read_must_be_finite():
+    rollouts = batch(0)
+    features = with_luck(rollouts, torch.full((48,), torch.nan))
+    OnlineBaseline(small("paper")).step(features, rollouts.rewards, prompts=rollouts.prompts)
+    reading = OnlineBaseline(small("paper", scalars=("own:luck",)))
+    with pytest.raises(ValueError, match="the own:luck features of 48 of 48 rollouts are not"):
+        reading.step(features, rollouts.rewards, prompts=rollouts.prompts)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_state_is_not_touched_by_later_steps(name):
     baseline = after(small(name), batch(0), batch(1))

@@ -18,6 +18,7 @@ def test_the_names_are_these():
         "shrunk-rloo",
         "prompt-only",
         "group-mean",
+        "same-rollout",
         "none",
     ]
 
@@ -26,8 +27,30 @@ def test_each_preset_is_listed_under_its_own_name():
     assert all(name == preset.name and poise.preset(name) == preset for name, preset in PRESETS.items())
 
 
-def test_only_the_group_mean_is_not_exact():
-    assert [name for name, preset in PRESETS.items() if not preset.exact] == ["group-mean"]
+def test_only_the_group_mean_and_the_control_are_not_exact():
+    assert [name for name, preset in PRESETS.items() if not preset.exact] == ["group-mean", "same-rollout"]
+    assert [name for name, preset in PRESETS.items() if preset.control] == ["same-rollout"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "exact", "control"),
+    [
+        ("paper", {"cross_rollout": False}, False, True),
+        ("same-rollout", {"cross_rollout": True}, True, False),
+        ("rloo", {"kind": "group-mean"}, False, False),
+        ("group-mean", {"kind": "rloo"}, True, False),
+        ("paper", {"target": "group", "probe": "mlp"}, True, False),
+    ],
+)
+def test_a_changed_preset_promises_what_holds_of_it(name, changes, exact, control):
+    changed = poise.preset(name, **changes)
+    assert (changed.exact, changed.control) == (exact, control)
+
+
+def test_scalars_are_named_only_where_they_are_read():
+    names = ("answer_length", "own:luck")
+    assert poise.preset("poise", scalars=names).scalars == poise.preset("paper", scalars=names).scalars == names
+    assert poise.preset("prompt-only", scalars=names).scalars == PRESETS["rloo"].scalars == ()
 
 
 def test_only_poise_itself_is_weighted():
@@ -42,7 +65,7 @@ def test_poise_sees_all_evidence_and_its_value_twin_differs_in_weights_alone():
 def test_what_each_preset_needs():
     features = {name for name, preset in PRESETS.items() if preset.needs_features}
     siblings = {name for name, preset in PRESETS.items() if preset.needs_siblings}
-    published = {"paper", "released-qwen3-4b", "released-olmo3-7b"}
+    published = {"paper", "released-qwen3-4b", "released-olmo3-7b", "same-rollout"}
     assert features == {"poise", "poise-value", "prompt-only"} | published
     assert siblings == {"rloo"} | published
 
@@ -78,6 +101,13 @@ def test_presets_cannot_be_edited_in_place():
         ("poise", {"penalties": ()}, r"penalties must be positive numbers, got \(\)"),
         ("poise", {"window_rows": -1}, "window_rows must be at least 0 .* got -1 and 256"),
         ("poise", {"projection_size": 0}, "projection_size at least 1, got 4096 and 0"),
+        ("poise", {"scalars": ("answr_length",)}, "got 'answr_length', the closest is 'answer_length'"),
+        ("paper", {"scalars": ("length",)}, "scalars are completion_mean_entropy, .*'own:'; got 'length'"),
+        ("paper", {"probe": "forest"}, "probes are ridge, logistic, mlp; got 'forest'"),
+        ("paper", {"penalty": 0.0}, "a probe's penalty must be positive, got 0.0"),
+        ("paper", {"members": (("ridge", 1.0), ("svm", 1.0))}, "probes are ridge, logistic, mlp; got 'svm'"),
+        ("paper", {"combination": "median"}, "combination is one of mean, stacked, got 'median'"),
+        ("paper", {"target": "own"}, "target is one of siblings, group, got 'own'"),
     ],
 )
 def test_bad_presets_are_refused_with_a_sentence(name, changes, sentence):

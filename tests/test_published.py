@@ -37,6 +37,53 @@ def test_paper_equals_scikit_learn_over_steps_with_a_window_that_overflows(sizes
     assert_follows(poise.preset("paper", window_rows=130), ScikitLearnProbe(penalty=0.01, rows=130), rollouts)
 
 
+RELEASED = {
+    "logistic": ({"probe": "logistic", "penalty": 3.0}, {"members": [("logistic", 3.0)]}),
+    "network": ({"probe": "mlp", "penalty": 1.0}, {"members": [("mlp", 1.0)]}),
+    "mean": (
+        {"members": [["ridge", 30.0], ["logistic", 3.0], ["mlp", 1.0], ["mlp", 1.0]]},
+        {"members": [("ridge", 30.0), ("logistic", 3.0), ("mlp", 1.0), ("mlp", 1.0)]},
+    ),
+    "stacked": (
+        {"members": [["ridge", 0.1], ["ridge", 300.0], ["logistic", 30.0]], "combination": "stacked"},
+        {"members": [("ridge", 0.1), ("ridge", 300.0), ("logistic", 30.0)], "stacking_penalty": 0.01},
+    ),
+    "group mean": ({"target": "group"}, {"penalty": 100.0, "group_target": True}),
+}
+"""Options of the release: fields of the preset, and the oracle's words for them."""
+
+
+@pytest.mark.parametrize("option", RELEASED)
+def test_every_option_of_the_release_equals_scikit_learn_over_steps_and_domains(option):
+    changes, words = RELEASED[option]
+    sizes = {"prompt_components": 5, "completion_components": 8, "window_rows": 110, "domain_window_rows": {"code": 60}}
+    preset = poise.preset("released-qwen3-4b", rloo_steps=1, **sizes, **changes)
+    oracle = ScikitLearnProbe(components=(5, 8), rows=110, domain_rows={"code": 60}, own_domain=True, **words)
+    assert_follows(preset, oracle, steps(4))
+
+
+def test_scalars_by_name_enter_the_published_probe_too():
+    names = ["own:luck", "answer_mean_entropy"]
+    oracle, baseline = ScikitLearnProbe(penalty=0.01), poise.OnlineBaseline(poise.preset("paper", scalars=names))
+    for seed, each in enumerate(steps(3)):
+        luck = torch.rand(len(each.rewards), generator=torch.Generator().manual_seed(seed))
+        columns = torch.stack([luck, each.entropies[:, 2]], dim=1)
+        expected = oracle.step(each.prompt, each.completion, columns, each.rewards, each.prompts, each.domains)
+        features = replace(each.features, scalars={"own:luck": luck})
+        step = baseline.step(features, each.rewards, prompts=each.prompts, domains=each.domains)
+        assert_close(step.baselines, expected, atol=1e-6, rtol=0)
+
+
+def test_the_biased_control_is_the_rollouts_own_value():
+    control, paper = (poise.OnlineBaseline(poise.preset(name)) for name in ("same-rollout", "paper"))
+    first, second = steps(2)
+    assert torch.equal(first.given_to(control).baselines, first.given_to(paper).baselines)
+    own, swapped = second.given_to(control), second.given_to(paper)
+    assert torch.equal(own.baselines, own.values)
+    assert torch.equal(own.values, swapped.values)
+    assert (own.baselines - swapped.baselines).abs().max() > 0.1
+
+
 def test_a_first_step_larger_than_the_window_is_cut():
     assert_follows(poise.preset("paper", window_rows=50), ScikitLearnProbe(penalty=0.01, rows=50), steps(3))
 

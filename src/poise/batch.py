@@ -22,6 +22,8 @@ class Batch:
     """The rollouts of one step, one row each."""
 
     features: Features | None
+    scalars: Float[Tensor, "rows scalars"]
+    """Those that the preset reads, in its order."""
     rewards: Float[Tensor, " rows"]
     """0 where the rollout is not gradable."""
     gradable: Bool[Tensor, " rows"]
@@ -32,10 +34,10 @@ class Batch:
 
     @property
     def widths(self) -> list[int]:
-        """Columns of prompt states, completion states and entropies."""
+        """Columns of prompt states, completion states and scalars."""
         if self.features is None:
             return [0, 0, 0]
-        parts = (self.features.prompt, self.features.completion, self.features.entropies)
+        parts = (self.features.prompt, self.features.completion, self.scalars)
         return [part.shape[1] for part in parts]
 
 
@@ -48,12 +50,13 @@ def checked_batch(
     *,
     needs_features: bool,
     needs_siblings: bool,
+    scalars: Sequence[str],
 ) -> Batch:
     """Bring the arguments of `OnlineBaseline.step` into one form.
 
     Raises:
-        ValueError: If lengths differ, something is not finite or negative that must be, features are missing, a
-            prompt spans two domains, or a prompt lacks the second rollout that it needs.
+        ValueError: If lengths differ, something is not finite or negative that must be, features or one of the named
+            scalars are missing, a prompt spans two domains, or a prompt lacks the second rollout that it needs.
     """
     rewards = torch.as_tensor(rewards, dtype=torch.float64).detach().cpu()
     if rewards.ndim != 1:
@@ -80,7 +83,7 @@ def checked_batch(
     bad = ~(weights.isfinite() & (weights >= 0))
     if bad.any():
         raise ValueError(f"weights must be finite and not negative, got {float(weights[bad][0])}")
-    features = _finite(features) if features is not None and needs_features else None
+    features = _finite(features, scalars) if features is not None and needs_features else None
     gradable = ~rewards.isnan()
     groups = prompt_groups(prompts)
     _require_one_domain(groups, domains)
@@ -88,6 +91,7 @@ def checked_batch(
         raise ValueError("this preset's baseline comes from siblings: it needs at least 2 rollouts per prompt, got 1")
     return Batch(
         features=features,
+        scalars=torch.zeros(rows, 0) if features is None else features.columns(scalars),
         rewards=rewards.nan_to_num(0.0),
         gradable=gradable,
         groups=groups,
@@ -97,17 +101,18 @@ def checked_batch(
     )
 
 
-def _finite(features: Features) -> Features:
-    parts = {}
-    for name in ("prompt", "completion", "entropies"):
-        part = getattr(features, name).detach().to("cpu", torch.float32)
-        bad = (~part.isfinite()).any(dim=1)
+def _finite(features: Features, scalars: Sequence[str]) -> Features:
+    """The features on the CPU in float32, with those of the named scalars that are not in `entropies`."""
+    parts = {name: getattr(features, name) for name in ("prompt", "completion", "entropies")}
+    read = {name: features.scalars[name] for name in scalars if name in features.scalars}
+    for name, part in (parts | read).items():
+        bad = ~part.isfinite() if part.ndim == 1 else ~part.isfinite().all(dim=1)
         if bad.any():
             raise ValueError(
                 f"features must be finite; the {name} features of {int(bad.sum())} of {len(bad)} rollouts are not"
             )
-        parts[name] = part
-    return Features(**parts, missing=features.missing.cpu())
+    whole = Features(**parts, missing=features.missing, scalars=read)
+    return whole.mapped(lambda part: part.detach().cpu() if part.dtype == torch.bool else part.detach().cpu().float())
 
 
 def _require_one_domain(groups: Int[Tensor, " rows"], domains: Sequence[str]) -> None:

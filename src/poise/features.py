@@ -5,8 +5,8 @@ reasoning and the answer. A segment without a token is a stated case with a stat
 silent one. Masks are bool and True means "counts"; entropies and logprobs stand at the token that was predicted.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,8 @@ from torch import Tensor
 
 SEGMENTS = ("prompt", "completion", "reasoning", "answer")
 STATISTICS = ("mean", "max", "min", "last")
+MEAN_ENTROPIES = ("completion_mean_entropy", "reasoning_mean_entropy", "answer_mean_entropy")
+"""The names of the columns of `Features.entropies`."""
 LOSS_NORMALIZATIONS = ("constant", "token", "sequence")
 
 _CHUNK_ELEMENTS = 2**24  # logits brought to float32 at once: 64 MiB
@@ -27,20 +29,39 @@ class Features:
     Attributes:
         prompt: Pooled hidden states of the prompt, the layers side by side; zero where the prompt has no token.
         completion: Pooled hidden states of the completion's reasoning; zero where the reasoning has no token.
-        entropies: Entropy statistics in nats, by default the means over completion, reasoning and answer; 0 where the
-            segment has no token.
+        entropies: Mean token entropies of completion, reasoning and answer, in nats; 0 where the segment has no token.
         missing: True where a segment, in the order of `SEGMENTS`, has no token.
+        scalars: Further numbers by name, one a rollout, for recipes that name them: see `poise.scalars.SCALARS`.
     """
 
     prompt: Float[Tensor, "rows prompt_width"]
     completion: Float[Tensor, "rows completion_width"]
-    entropies: Float[Tensor, "rows stats"]
+    entropies: Float[Tensor, "rows 3"]
     missing: Bool[Tensor, "rows segments"]
+    scalars: Mapping[str, Float[Tensor, " rows"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rows = [len(self.prompt), len(self.completion), len(self.entropies), len(self.missing)]
+        rows += [len(scalar) for scalar in self.scalars.values()]
         if len(set(rows)) > 1:
             raise ValueError(f"features need one row per rollout in every field, got {rows} rows")
+
+    def columns(self, names: Sequence[str]) -> Float[Tensor, "rows names"]:
+        """The scalars of those names side by side, the mean entropies among them.
+
+        Raises:
+            ValueError: If there is no scalar of that name.
+        """
+        held = dict(zip(MEAN_ENTROPIES, self.entropies.T, strict=True)) | dict(self.scalars)
+        for name in names:
+            if name not in held:
+                raise ValueError(f"the features need the scalar {name!r}, got {', '.join(held)}")
+        return torch.stack([held[name] for name in names], dim=1) if names else self.entropies[:, :0]
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Features":
+        """The features with a function of rows applied to every tensor: gathered, moved, or some of the rows."""
+        parts = {name: function(getattr(self, name)) for name in ("prompt", "completion", "entropies", "missing")}
+        return Features(**parts, scalars={name: function(scalar) for name, scalar in self.scalars.items()})
 
 
 def reasoning_mask(
@@ -81,43 +102,45 @@ def reasoning_mask(
     return reasoning, completion_mask & ~reasoning
 
 
-def entropy_statistics(
-    entropies: Float[Tensor, "rows columns"],
-    completion_mask: Bool[Tensor, "rows columns"],
-    reasoning_mask: Bool[Tensor, "rows columns"],
-    answer_mask: Bool[Tensor, "rows columns"],
-    *,
-    statistics: Sequence[str] = ("mean",),
-) -> Float[Tensor, "rows stats"]:
-    """Summarize the token entropies over completion, reasoning and answer.
-
-    Returns:
-        Nats in float32; for each statistic in the order asked the three segments, so that one more statistic appends
-        columns and moves none. 0 where a segment has no token.
-
-    Raises:
-        ValueError: If a statistic is unknown or a mask is not bool.
-    """
-    for statistic in statistics:
-        if statistic not in STATISTICS:
-            raise ValueError(f"an entropy statistic is one of {', '.join(STATISTICS)}, got {statistic!r}")
-    masks = {"completion_mask": completion_mask, "reasoning_mask": reasoning_mask, "answer_mask": answer_mask}
-    for name, mask in masks.items():
-        require_bool(mask, name=name)
-    if not statistics:
-        return entropies.new_zeros(len(entropies), 0, dtype=torch.float32)
-    parts = [_statistic(entropies.float(), mask, kind) for kind in statistics for mask in masks.values()]
-    return torch.stack(parts, dim=1)
-
-
 def mean_entropies(
     entropies: Float[Tensor, "rows columns"],
     completion_mask: Bool[Tensor, "rows columns"],
     reasoning_mask: Bool[Tensor, "rows columns"],
     answer_mask: Bool[Tensor, "rows columns"],
 ) -> Float[Tensor, "rows 3"]:
-    """Average the token entropies over completion, reasoning and answer (POISE, arXiv:2605.07579), in nats."""
-    return entropy_statistics(entropies, completion_mask, reasoning_mask, answer_mask)
+    """Average the token entropies over completion, reasoning and answer (POISE, arXiv:2605.07579), in nats.
+
+    0 where a segment has no token.
+
+    Raises:
+        ValueError: If a mask is not bool.
+    """
+    masks = {"completion_mask": completion_mask, "reasoning_mask": reasoning_mask, "answer_mask": answer_mask}
+    for name, mask in masks.items():
+        require_bool(mask, name=name)
+    return torch.stack([entropy_statistic(entropies, mask, "mean") for mask in masks.values()], dim=1)
+
+
+def entropy_statistic(
+    entropies: Float[Tensor, "rows columns"], mask: Bool[Tensor, "rows columns"], statistic: str
+) -> Float[Tensor, " rows"]:
+    """Mean, max, min or last token entropy under the mask, in float32 nats; 0 where the mask is empty."""
+    entropies = entropies.float()
+    if mask.shape[1] == 0:
+        return entropies.new_zeros(len(entropies))
+    empty = ~mask.any(dim=1)
+    if statistic == "mean":
+        # In float64, so that the order of summation, and with it the batch's padding, is not seen in the result.
+        value = (entropies.masked_fill(~mask, 0.0).sum(dim=1, dtype=torch.float64) / mask.sum(dim=1)).float()
+    elif statistic == "max":
+        value = entropies.masked_fill(~mask, -torch.inf).amax(dim=1)
+    elif statistic == "min":
+        value = entropies.masked_fill(~mask, torch.inf).amin(dim=1)
+    else:
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        last = torch.where(mask, columns, 0).amax(dim=1)
+        value = entropies.gather(1, last[:, None])[:, 0]
+    return value.masked_fill(empty, 0.0)
 
 
 def token_entropies(
@@ -197,25 +220,6 @@ def require_bool(mask: Tensor, *, name: str) -> None:
     """Raise unless the mask is bool: on integers `~` would silently mean something else."""
     if mask.dtype != torch.bool:
         raise ValueError(f"{name} needs dtype torch.bool, got {mask.dtype}")
-
-
-def _statistic(
-    entropies: Float[Tensor, "rows columns"], mask: Bool[Tensor, "rows columns"], kind: str
-) -> Float[Tensor, "rows"]:
-    if mask.shape[1] == 0:
-        return entropies.new_zeros(len(entropies))
-    empty = ~mask.any(dim=1)
-    if kind == "mean":
-        value = entropies.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1)
-    elif kind == "max":
-        value = entropies.masked_fill(~mask, -torch.inf).amax(dim=1)
-    elif kind == "min":
-        value = entropies.masked_fill(~mask, torch.inf).amin(dim=1)
-    else:
-        columns = torch.arange(mask.shape[1], device=mask.device)
-        last = torch.where(mask, columns, 0).amax(dim=1)
-        value = entropies.gather(1, last[:, None])[:, 0]
-    return value.masked_fill(empty, 0.0)
 
 
 def _entropies(logits: Float[Tensor, "tokens vocabulary"]) -> Float[Tensor, "tokens"]:

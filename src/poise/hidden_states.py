@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from poise.features import Features, entropy_statistics, require_bool
+from poise.features import Features, mean_entropies, require_bool
+from poise.scalars import Completions, named_scalars
 
 
 @contextmanager
@@ -131,17 +132,23 @@ class HiddenStateCapture:
         self._passes: list[Float[Tensor, "rows 2 widths"]] = []
 
     def features(
-        self, entropies: Float[Tensor, "rows completion_columns"], *, statistics: Sequence[str] = ("mean",)
+        self,
+        entropies: Float[Tensor, "rows completion_columns"],
+        *,
+        scalars: Sequence[str] = (),
+        ids: Int[Tensor, "rows columns"] | None = None,
     ) -> Features:
         """Return the features of the whole batch.
 
         Args:
             entropies: Token entropies in nats for the last columns of the masks (TRL gives those of the completions
                 only), each at the token that was predicted.
-            statistics: Entropy statistics, see `poise.features.entropy_statistics`.
+            scalars: Names of further numbers to read, of `poise.scalars.SCALARS`.
+            ids: Token ids over the columns of the masks, for scalars that count tokens.
 
         Raises:
-            ValueError: If the forward passes did not cover the batch, or the entropies do not cover the completions.
+            ValueError: If the forward passes did not cover the batch, the entropies do not cover the completions, or
+                a scalar is unknown or lacks the ids that it needs.
         """
         if self._rows_seen != self._num_rows or not self._passes:
             raise ValueError(
@@ -159,6 +166,8 @@ class HiddenStateCapture:
                 f"entropies need to cover every completion token, got the last {entropies.shape[1]} of "
                 f"{self._num_columns} columns while a completion starts earlier"
             )
+        if ids is not None and ids.shape != self._completion_mask.shape:
+            raise ValueError(f"ids need the masks' shape {tuple(self._completion_mask.shape)}, got {tuple(ids.shape)}")
         completion = self._completion_mask[:, first:].to(entropies.device)
         reasoning = self._reasoning_mask[:, first:].to(entropies.device)
         answer = completion & ~reasoning
@@ -168,11 +177,14 @@ class HiddenStateCapture:
             + [~mask.any(dim=1) for mask in (completion, reasoning, answer)],
             dim=1,
         )
+        entropies = entropies.detach()
+        tokens = None if ids is None else ids[:, first:].to(entropies.device)
         return Features(
             prompt=pooled[:, 0],
             completion=pooled[:, 1],
-            entropies=entropy_statistics(entropies, completion, reasoning, answer, statistics=statistics).detach(),
+            entropies=mean_entropies(entropies, completion, reasoning, answer),
             missing=missing.to(pooled.device),
+            scalars=named_scalars(Completions(entropies, completion, reasoning, answer, tokens), scalars),
         )
 
     def open_pass(self) -> None:

@@ -63,16 +63,14 @@ class LearnedBaseline:
     def _evidence(self, batch: Batch, domains: Int[Tensor, " rows"]) -> EvidenceRows:
         size, seed = self.recipe.projection_size, self.recipe.projection_seed
         nothing = torch.zeros(len(batch.keys), 0)
-        prompt, completion, entropies = (
-            (nothing, nothing, nothing)
-            if batch.features is None
-            else (batch.features.prompt, batch.features.completion, batch.features.entropies)
+        prompt, completion = (
+            (nothing, nothing) if batch.features is None else (batch.features.prompt, batch.features.completion)
         )
         history_reward, history_count = self.history.recall(batch.keys)
         return evidence_rows(
             projected_states(prompt, size=size, seed=seed),
             projected_states(completion, size=size, seed=seed + 1),
-            entropies,
+            batch.scalars,
             batch.rewards,
             batch.weights,
             groups=batch.groups,

@@ -94,6 +94,7 @@ class OnlineBaseline:
             weights,
             needs_features=self.preset.needs_features,
             needs_siblings=self.preset.needs_siblings,
+            scalars=self.preset.scalars,
         )
         if self._widths is not None and batch.widths != self._widths:
             raise ValueError(f"features must be {self._widths} wide as in earlier steps, got {batch.widths}")
@@ -119,7 +120,8 @@ class OnlineBaseline:
             return baselines, values, in_charge
         if isinstance(self._method, PublishedBaseline):
             assert batch.features is not None
-            rows = Window(batch.features.prompt, batch.features.completion, batch.features.entropies, batch.rewards)
+            keys = torch.tensor(batch.keys, dtype=torch.int64)
+            rows = Window(batch.features.prompt, batch.features.completion, batch.scalars, keys, batch.rewards)
             baselines, values = self._method.step(
                 rows, batch.rewards, groups=batch.groups, gradable=batch.gradable, domains=batch.domains
             )

@@ -2,7 +2,7 @@
 
 A preset is a name, a promise (`exact`) and a recipe. Recipes are data: what is fitted on what. Everything between
 reward-only baselines and poise's default is a corner of one ridge regression, chosen by the evidence blocks that are
-switched on; the published method and the two settings of its authors' release stand beside it as they are.
+switched on; the published method and the settings and options of its authors' release stand beside it as they are.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,12 @@ from types import MappingProxyType
 from typing import Any
 
 from poise.evidence import BLOCKS, FEATURE_BLOCKS, SIBLING_BLOCKS
+from poise.features import MEAN_ENTROPIES
+from poise.scalars import check_scalar_names
+from poise.value_probes import COMBINATIONS, PROBES
+
+TARGETS = ("siblings", "group")
+"""What the published probe may be fitted to."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,8 @@ class LeaveOnePromptOutRecipe:
 
     evidence: tuple[str, ...] = BLOCKS
     """Evidence blocks that may be used, of `poise.evidence.BLOCKS`."""
+    scalars: tuple[str, ...] = MEAN_ENTROPIES
+    """What the block `sibling_entropies` holds, of `poise.scalars.SCALARS`; a name that begins with `own:` is yours."""
     weighted: bool = False
     """Weigh rows by score norms: the target is then the score-norm-weighted mean of rewards, not the value."""
     penalties: tuple[float, ...] = (3.0, 30.0, 300.0, 3000.0)
@@ -41,6 +49,7 @@ class LeaveOnePromptOutRecipe:
         for block in self.evidence:
             if block not in BLOCKS:
                 raise ValueError(f"evidence blocks are {', '.join(BLOCKS)}; got {block!r}")
+        check_scalar_names(self.scalars, own=True)
         if not self.penalties or min(self.penalties) <= 0:
             raise ValueError(f"penalties must be positive numbers, got {self.penalties}")
         if self.window_rows < 0 or self.projection_size < 1:
@@ -48,6 +57,8 @@ class LeaveOnePromptOutRecipe:
                 f"window_rows must be at least 0 and projection_size at least 1, "
                 f"got {self.window_rows} and {self.projection_size}"
             )
+
+    exact = True
 
     @property
     def needs_features(self) -> bool:
@@ -64,11 +75,26 @@ class LeaveOnePromptOutRecipe:
 class EarlierStepsRecipe:
     """The published probe: features -> siblings' mean reward, fitted on earlier steps, values swapped between siblings.
 
-    Features are [prompt; completion; entropies], each hidden part reduced by PCA where a size is given, then all
-    standardised; ridge with a free intercept; predictions clipped to [0, 1].
+    Features are [prompt; completion; scalars], each hidden part reduced by PCA where a size is given, then all
+    standardised; a probe with a free intercept; values clipped to [0, 1].
     """
 
     penalty: float = 0.01
+    probe: str = "ridge"
+    """The kind of probe, of `poise.value_probes.PROBES`."""
+    members: tuple[tuple[str, float], ...] = ()
+    """Instead of `probe` and `penalty`: the probes of an ensemble, each a kind and a penalty."""
+    combination: str = "mean"
+    """How the members' values become one: "mean", or "stacked" by a ridge on values of prompts they had not seen."""
+    stacking_penalty: float = 0.01
+    target: str = "siblings"
+    """What a row's probe is fitted to: "siblings", their mean reward, or "group", the mean with the row's own in it.
+    The second makes poorer values (they tell the own outcome, which nobody may use), and is as exact: targets are of
+    earlier steps."""
+    cross_rollout: bool = True
+    """A rollout's baseline is its siblings' mean value. False is the biased control: its own value."""
+    scalars: tuple[str, ...] = MEAN_ENTROPIES
+    """Of `poise.scalars.SCALARS`; a name that begins with `own:` is yours."""
     prompt_components: int | None = None
     completion_components: int | None = None
     window_rows: int = 4096
@@ -79,6 +105,30 @@ class EarlierStepsRecipe:
     """Fit one probe for each domain instead of one for all."""
     rloo_steps: int = 1
     """First steps, whose baseline is the siblings' mean reward while the window fills."""
+
+    def __post_init__(self) -> None:
+        check_scalar_names(self.scalars, own=True)
+        for member in self.members:
+            if not isinstance(member, tuple) or len(member) != 2:
+                raise ValueError(f"a member is a kind and a penalty, such as ('ridge', 0.01); got {member!r}")
+        for kind, penalty in self.fitted_members:
+            if kind not in PROBES:
+                raise ValueError(f"probes are {', '.join(PROBES)}; got {kind!r}")
+            if not min(penalty, self.stacking_penalty) > 0:
+                raise ValueError(f"a probe's penalty must be positive, got {min(penalty, self.stacking_penalty)}")
+        for name, allowed in (("combination", COMBINATIONS), ("target", TARGETS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    @property
+    def fitted_members(self) -> tuple[tuple[str, float], ...]:
+        """Kind and penalty of every probe that is fitted."""
+        return self.members or ((self.probe, self.penalty),)
+
+    @property
+    def exact(self) -> bool:
+        """Whether no rollout's baseline is made from the rollout: of the probe's options, only the swap matters."""
+        return self.cross_rollout
 
     needs_features = True
     needs_siblings = True
@@ -95,6 +145,11 @@ class RewardsRecipe:
     weighted = False
 
     @property
+    def exact(self) -> bool:
+        """Whether the own reward stays out of the baseline."""
+        return self.kind != "group-mean"
+
+    @property
     def needs_siblings(self) -> bool:
         """Whether a lone rollout has no baseline."""
         return self.kind == "rloo"
@@ -102,15 +157,24 @@ class RewardsRecipe:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named baseline.
-
-    `exact`: given the prompt, the baseline of a rollout does not depend on that rollout in any digit that matters
-    (changing its reward, features or weight moves it by less than 1e-9).
-    """
+    """A named baseline."""
 
     name: str
     recipe: LeaveOnePromptOutRecipe | EarlierStepsRecipe | RewardsRecipe
-    exact: bool = True
+
+    @property
+    def exact(self) -> bool:
+        """The promise that, given the prompt, a rollout's baseline does not depend on that rollout.
+
+        Changing the rollout's reward, features or weight moves it by less than 1e-9. It follows from the recipe, so
+        that a preset with changed fields promises what holds of it.
+        """
+        return self.recipe.exact
+
+    @property
+    def control(self) -> bool:
+        """Whether this is the biased control, a rollout's own value as its baseline: for comparisons alone."""
+        return isinstance(self.recipe, EarlierStepsRecipe) and not self.recipe.cross_rollout
 
     @property
     def needs_features(self) -> bool:
@@ -123,15 +187,29 @@ class Preset:
         return self.recipe.needs_siblings
 
     @property
+    def scalars(self) -> tuple[str, ...]:
+        """Names of the scalars that `OnlineBaseline.step` reads from the features."""
+        recipe = self.recipe
+        if isinstance(recipe, LeaveOnePromptOutRecipe):
+            return recipe.scalars if "sibling_entropies" in recipe.evidence else ()
+        return recipe.scalars if isinstance(recipe, EarlierStepsRecipe) else ()
+
+    @property
     def weighted(self) -> bool:
         """Whether `OnlineBaseline.step` uses score-norm weights."""
         return self.recipe.weighted
 
 
-def _released(penalty: float, **components: int) -> EarlierStepsRecipe:
+def _released(penalty: float, *, prompt_components: int, completion_components: int) -> EarlierStepsRecipe:
     """What the two model profiles of the authors' release share."""
-    windows = {"code": 3072, "other": 3072}
-    return EarlierStepsRecipe(penalty, **components, domain_window_rows=windows, own_domain=True, rloo_steps=16)
+    return EarlierStepsRecipe(
+        penalty,
+        prompt_components=prompt_components,
+        completion_components=completion_components,
+        domain_window_rows={"code": 3072, "other": 3072},
+        own_domain=True,
+        rloo_steps=16,
+    )
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
@@ -146,7 +224,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             Preset("rloo", RewardsRecipe("rloo")),
             Preset("shrunk-rloo", LeaveOnePromptOutRecipe(evidence=("constant", "domain", "sibling_reward"))),
             Preset("prompt-only", LeaveOnePromptOutRecipe(evidence=("constant", "domain", "history", "prompt_states"))),
-            Preset("group-mean", RewardsRecipe("group-mean"), exact=False),
+            Preset("group-mean", RewardsRecipe("group-mean")),
+            Preset("same-rollout", EarlierStepsRecipe(cross_rollout=False)),
             Preset("none", RewardsRecipe("none")),
         )
     }
@@ -167,5 +246,10 @@ def preset(name: str, **changes: Any) -> Preset:
     for change in changes:
         if change not in known:
             raise ValueError(f"preset {name!r} has the fields {', '.join(known)}; got {change!r}")
-    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    changes = {key: _tupled(value) for key, value in changes.items()}
     return replace(chosen, recipe=replace(chosen.recipe, **changes))
+
+
+def _tupled(value: Any) -> Any:
+    """Lists, as JSON and YAML have them, as the tuples that recipes hold."""
+    return tuple(map(_tupled, value)) if isinstance(value, list | tuple) else value

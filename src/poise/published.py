@@ -7,7 +7,7 @@ here; this is what poise's own baseline is measured against.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from poise.baselines import cross_rollout_baselines, rloo_baselines, sibling_means
+from poise.baselines import cross_rollout_baselines, group_mean_baselines, rloo_baselines, sibling_means
 from poise.presets import EarlierStepsRecipe
-from poise.probe import ridge
+from poise.value_probes import fitted_ensemble, standard_scaler
 
 _PCA_SEED = 42
 
@@ -30,7 +30,9 @@ class Window:
 
     prompt: Float[Tensor, "rows prompt_width"]
     completion: Float[Tensor, "rows completion_width"]
-    entropies: Float[Tensor, "rows stats"]
+    scalars: Float[Tensor, "rows scalars"]
+    keys: Int[Tensor, " rows"]
+    """One number a prompt, the same in all steps."""
     targets: Float[Tensor, " rows"]
 
     def followed_by(self, later: "Window") -> "Window":
@@ -46,34 +48,35 @@ Probe = Callable[[Window], Float[Tensor, " rows"]]
 
 
 def fitted_probe(window: Window, recipe: EarlierStepsRecipe) -> Probe:
-    """Fit PCA, scaler and ridge on a window; returns the map from rows to values in [0, 1]."""
+    """Fit PCA, scaler and probes on a window; returns the map from rows to values in [0, 1]."""
     reduce_prompt = _reduction(window.prompt, recipe.prompt_components)
     reduce_completion = _reduction(window.completion, recipe.completion_components)
 
     def columns(rows: Window) -> Float[Tensor, "rows columns"]:
-        parts = [reduce_prompt(rows.prompt), reduce_completion(rows.completion), rows.entropies]
+        parts = [reduce_prompt(rows.prompt), reduce_completion(rows.completion), rows.scalars]
         return torch.cat([part.to(torch.float64) for part in parts], dim=1)
 
     seen = columns(window)
-    mean, deviation = seen.mean(dim=0), seen.std(dim=0, correction=0)
-    # A column that is constant up to rounding is left unscaled, as scikit-learn's StandardScaler does.
-    negligible = 10 * torch.finfo(torch.float64).eps * mean.abs().clamp(min=1)
-    deviation = torch.where(deviation > negligible, deviation, 1.0)
-    intercept = window.targets.mean()
-    ones = torch.ones_like(window.targets)
-    slopes = ridge((seen - mean) / deviation, window.targets - intercept, ones, recipe.penalty)
-    return lambda rows: ((columns(rows) - mean) / deviation @ slopes + intercept).clamp(0, 1)
+    scaled = standard_scaler(seen)
+    ensemble = fitted_ensemble(
+        scaled(seen),
+        window.targets,
+        window.keys,
+        recipe.fitted_members,
+        combination=recipe.combination,
+        stacking_penalty=recipe.stacking_penalty,
+    )
+    return lambda rows: ensemble(scaled(columns(rows)))
 
 
 def _reduction(part: Part, components: int | None) -> Callable[[Part], Part]:
-    if components is None:
+    if components is None or part.shape[1] == 0:
         return lambda rows: rows
     from sklearn.decomposition import PCA
 
     with np.errstate(invalid="ignore"):  # rows that are all alike have no variance to explain
         pca = PCA(min(components, *part.shape), svd_solver="randomized", random_state=_PCA_SEED).fit(part.numpy())
-    mean, axes = torch.from_numpy(pca.mean_), torch.from_numpy(pca.components_)
-    return lambda rows: (rows - mean) @ axes.T
+    return lambda rows: torch.from_numpy(pca.transform(rows.numpy()))
 
 
 class PublishedBaseline:
@@ -96,20 +99,22 @@ class PublishedBaseline:
     ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
         """Baselines and values (NaN while there is no probe) of a batch by the old probe; then learn from the batch.
 
-        `rows.targets` is overwritten: the targets are made here, from the siblings' rewards.
+        `rows.targets` is overwritten: the targets are made here, from the group's rewards.
         """
-        targets, siblings = sibling_means(rewards[:, None], groups, gradable)
-        rows = Window(rows.prompt, rows.completion, rows.entropies, targets[:, 0])
+        means, siblings = sibling_means(rewards[:, None], groups, gradable)
+        targets = means[:, 0] if self.recipe.target == "siblings" else group_mean_baselines(rewards, groups, gradable)
+        rows = replace(rows, targets=targets)
         routes = domains if self.recipe.own_domain else [""] * len(domains)
         index = {route: torch.tensor([r == route for r in routes]) for route in dict.fromkeys(routes)}
         baselines = rloo_baselines(rewards, groups, gradable)
         values = torch.full_like(rewards, torch.nan)
         for route, inside in index.items():
             if route in self.probes and self.steps >= self.recipe.rloo_steps:
-                values[inside] = self.probes[route](rows[inside])
-                baselines[inside] = cross_rollout_baselines(
-                    values[inside], groups[inside].unique(return_inverse=True)[1], gradable[inside]
-                )
+                values[inside] = baselines[inside] = self.probes[route](rows[inside])
+                if self.recipe.cross_rollout:
+                    baselines[inside] = cross_rollout_baselines(
+                        values[inside], groups[inside].unique(return_inverse=True)[1], gradable[inside]
+                    )
         self.steps += 1
         for route, inside in index.items():
             new = rows[inside & gradable & (siblings > 0)]

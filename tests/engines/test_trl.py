@@ -104,6 +104,19 @@ def test_features_and_weights_equal_those_of_the_plain_model(build):
     assert (given["features"].completion - features.completion.flip(0)).abs().max() > 0.1
 
 
+def test_scalars_that_are_asked_for_are_counted_on_the_rollouts_own_tokens(build):
+    names = ["completion_length", "completion_unique_ratio", "answer_mean_entropy"]
+    trainer = build(scalars=names, preset="paper")
+    trainer.train()
+    columns = trainer.baseline.given[0]["features"].columns(names)
+    scored = trainer.scored[0]
+    for row, (ids, mask) in enumerate(zip(scored["completion_ids"], scored["completion_mask"].bool(), strict=True)):
+        tokens = ids[mask].tolist()
+        assert columns[row, :2].tolist() == pytest.approx([len(tokens) / 1000, len(set(tokens)) / len(tokens)])
+    assert columns[:, 0].std() > 0
+    assert torch.equal(columns[:, 2], trainer.baseline.given[0]["features"].entropies[:, 2])
+
+
 def test_default_layer_stands_at_six_tenths_of_the_depth(build):
     trainer = build()
     trainer.train()
@@ -311,6 +324,17 @@ def test_vllm_correction_pass_serves_without_an_extra_forward(build, monkeypatch
         ({"preset": "grpo++"}, "grpo\\+\\+"),
         ({"preset_options": {"windw_rows": 3}}, "windw_rows"),
         ({"preset_options": "window_rows=3"}, "must be a mapping or a JSON object, got 'window_rows=3'"),
+        ({"scalars": ["answr_length"]}, "got 'answr_length', the closest is 'answer_length'"),
+        ({"scalars": ["own:luck"]}, "got 'own:luck'"),
+        ({"scalars": ["answer_length"], "preset": "rloo"}, "preset 'rloo' has the fields kind; got 'scalars'"),
+        (
+            {"preset": "same-rollout"},
+            "the baseline 'same-rollout' is a rollout's own value: .* no baseline to train with",
+        ),
+        (
+            {"preset": "paper", "preset_options": {"cross_rollout": False}},
+            "the baseline 'paper' is a rollout's own value",
+        ),
         ({"loss_type": "ppo"}, "loss_type must be one of"),
         ({"pool_tokens": 0}, "got pool_tokens=0"),
         ({"poise_feature_pass": "free"}, "must be 'auto' or 'require_free', got 'free'"),
@@ -363,6 +387,10 @@ def test_default_config_is_a_case_without_an_extra_forward(tmp_path):
     ("options", "source"),
     [
         ({"preset": "group-mean"}, "the baseline 'group-mean' depends on the rollout"),
+        (
+            {"preset": "same-rollout", "allow_biased_control": True},
+            "the baseline 'same-rollout' depends on the rollout",
+        ),
         ({"loss_type": "dapo"}, "loss_type 'dapo' divides by a number of sampled tokens"),
         ({"loss_type": "grpo"}, "loss_type 'grpo' divides every completion by its own length"),
     ],

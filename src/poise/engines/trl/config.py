@@ -12,6 +12,7 @@ from typing import Any, ClassVar, no_type_check
 from trl import GRPOConfig
 
 import poise
+from poise.scalars import check_scalar_names
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,17 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
     preset_options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'Fields of the preset to change, such as {"window_rows": 4096}.'}
     )
+    allow_biased_control: bool = field(
+        default=False,
+        metadata={"help": "Train with a baseline that is biased on purpose, to be compared with (`same-rollout`)."},
+    )
+    scalars: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the scalars that the preset reads: see `poise.scalars.SCALARS`. Default: the preset's, "
+            "mean token entropies."
+        },
+    )
     layers: list[int] | None = field(
         default=None,
         metadata={"help": "Decoder layers whose hidden states are read, from 0. Default: one, at 0.6 of the depth."},
@@ -126,6 +138,12 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
                 f"'sum_then_normalize', got {self.multi_objective_aggregation!r}"
             )
         needs_pass = self.needs_pass  # names an unknown preset or option
+        check_scalar_names(self.resolved_preset.scalars)  # one of the user's own cannot be read here
+        if self.resolved_preset.control and not self.allow_biased_control:
+            raise ValueError(
+                f"the baseline {self.preset!r} is a rollout's own value: its gradient is biased on purpose, as a "
+                "control for comparisons, and it is no baseline to train with"
+            )
         if self.loss_type not in LOSS_NORMALIZATION:
             raise ValueError(f"loss_type must be one of {sorted(LOSS_NORMALIZATION)}, got {self.loss_type!r}")
         if self.pool_tokens < 1:
@@ -176,7 +194,8 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
         """The preset with this configuration's options; `ValueError` where the name or an option is unknown."""
         if isinstance(self.preset_options, str):  # a host's JSON option that did not begin with a brace
             raise ValueError(f"preset_options must be a mapping or a JSON object, got {self.preset_options!r}")
-        return poise.preset(self.preset, **(self.preset_options or {}))
+        scalars = {} if self.scalars is None else {"scalars": self.scalars}
+        return poise.preset(self.preset, **((self.preset_options or {}) | scalars))
 
     @property
     def needs_pass(self) -> bool:

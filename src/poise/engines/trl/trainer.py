@@ -29,7 +29,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 import poise
 from poise.engines.trl.config import PoiseConfig
-from poise.features import Features, reasoning_mask, score_norm_weights
+from poise.features import MEAN_ENTROPIES, Features, reasoning_mask, score_norm_weights
 from poise.hidden_states import HiddenStateCapture, capture_hidden_states, decoder_blocks
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
         self.last_step: poise.Step | None = None
         self._needs_features = preset.needs_features
         self._needs_pass = args.needs_pass
+        self._scalars = [name for name in preset.scalars if name not in MEAN_ENTROPIES]
         self._layers = self._checked_layers() if preset.needs_features else []
         self._end_of_thinking_ids = self._token_ids(args.end_of_thinking)
         if self.accelerator.is_main_process:
@@ -128,7 +129,8 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
         logprobs, entropies = outputs[:2]
-        self._passes.append(PolicyPass(logprobs, entropies, capture.features(entropies) if capture else None))
+        features = capture.features(entropies, scalars=self._scalars, ids=input_ids) if capture else None
+        self._passes.append(PolicyPass(logprobs, entropies, features))
         return outputs
 
     def _capture(
@@ -260,10 +262,7 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _gathered_features(self, features: Features) -> Features:
         """The features of all N rollouts, in the order of the rewards."""
-        fields = {each.name: getattr(features, each.name) for each in dataclasses.fields(features)}
-        return dataclasses.replace(
-            features, **{name: self.accelerator.gather(tensor).cpu() for name, tensor in fields.items()}
-        )
+        return features.mapped(lambda part: self.accelerator.gather(part).cpu())
 
     # Checkpoints: the state of the baseline beside TRL's own files, all of them or none.
 
