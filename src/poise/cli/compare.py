@@ -109,14 +109,15 @@ def _announced(comparison: "Comparison", folder: Path, *, jobs: int) -> "Schedul
     conditions = comparison.conditions
     tuning = len(comparison.arms) * len(comparison.learning_rates) * comparison.num_tuning_seeds
     compared = (len(comparison.arms) + 1) * comparison.num_seeds
-    order = "one after another" if jobs == 1 else f"{jobs} side by side, so that times are not those of a quiet machine"
+    order = "one after another" if jobs == 1 else f"{jobs} side by side, which disturbs their times"
     console.print(
         f"poise: comparison of {', '.join(comparison.arms)}",
         f"{conditions.rollouts} rollouts a run, {conditions.batch_rollouts} in a generation batch, "
         f"{conditions.batch_updates} updates each; {conditions.evaluations} evaluations on "
         f"{conditions.eval_prompts} prompts",
         f"{tuning} runs to choose learning rates (more where the best one lies at an edge), then {compared} on "
-        f"{comparison.num_seeds} seeds, {comparison.twin_arm} twice; {len(schedule.missing())} are still to do, {order}",
+        f"{comparison.num_seeds} seeds, {comparison.twin_arm} twice",
+        f"{len(schedule.missing())} are still to do, {order}",
         f"results go to {folder}; the same command goes on after an interruption",
         sep="\n",
         soft_wrap=True,
@@ -142,21 +143,22 @@ def _carried_out(schedule: "Schedule", *, jobs: int) -> Mapping[str, Any]:
 
 
 class ProgressLines:
-    """Prints a line at every quarter of a run and at its end."""
+    """Prints a line at every quarter of a run and when it is complete."""
 
     def __init__(self) -> None:
         self._shown: dict[str, int] = {}
 
     def __call__(self, progress: "RunProgress") -> None:
         """Print a line if one is due."""
-        quarter = int(4 * progress.share)
-        if self._shown.get(progress.run.name) == quarter:
+        part = 5 if progress.finished else int(4 * progress.share)
+        if self._shown.get(progress.run.name) == part:
             return
-        self._shown[progress.run.name] = quarter
+        self._shown[progress.run.name] = part
+        where = "complete, final" if progress.finished else f"{progress.share:.0%},"
         left = "" if progress.seconds_left is None else f", about {clock(progress.seconds_left)} left"
         console.print(
             f"{progress.done} of {progress.least} runs complete{left}  {progress.run.name}: "
-            f"{progress.share:.0%}, held-out {progress.accuracy:.2f}",
+            f"{where} held-out {progress.accuracy:.2f}",
             soft_wrap=True,
             markup=False,
         )

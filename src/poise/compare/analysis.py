@@ -82,17 +82,14 @@ def survival(reaches: Sequence[Reach]) -> list[tuple[float, float]]:
 def restricted_mean(reaches: Sequence[Reach], horizon: float) -> float:
     """Mean time to the target, of which no more than `horizon` counts: the area under `survival` up to there.
 
-    With all runs followed to the horizon or to the target this is mean min(time, horizon).
+    With all runs followed to the horizon or to the target this is mean min(time, horizon). Where the last run at risk
+    was censored before the horizon, the share stays what it was (Gill's convention).
 
     Raises:
-        ValueError: If there are no runs, or the last run at risk was censored before the horizon: what it would have
-            done is then unknown.
+        ValueError: If there are no runs.
     """
     if not reaches:
         raise ValueError("a mean time needs at least 1 run, got none")
-    last = max(reaches, key=lambda each: (each.time, not each.reached))
-    if not last.reached and last.time < horizon:
-        raise ValueError(f"the last run was censored at {last.time:g}, before the horizon of {horizon:g}")
     steps = [step for step in survival(reaches) if step[0] < horizon]
     ends = [time for time, _ in steps[1:]] + [horizon]
     return sum(share * (end - start) for (start, share), end in zip(steps, ends, strict=True))
@@ -104,9 +101,13 @@ def median_reach(reaches: Sequence[Reach]) -> float | None:
 
 
 def common_horizon(*arms: Sequence[Reach]) -> float:
-    """The longest time to which every censored run was followed; the latest reach where none was censored."""
-    censored = [each.time for arm in arms for each in arm if not each.reached]
-    return min(censored) if censored else max(each.time for arm in arms for each in arm)
+    """The longest time to which `survival` is known in every arm.
+
+    An arm's is known up to its last run, if that was censored, and for ever if it reached the target. Where it is known
+    for ever in all arms, the time of the last run of all.
+    """
+    last = [max(arm, key=lambda each: (each.time, not each.reached)) for arm in arms]
+    return min((each.time for each in last if not each.reached), default=max(each.time for each in last))
 
 
 def mean_interval(numbers: Sequence[float]) -> Interval:

@@ -34,6 +34,13 @@ class Arm:
     """The prompt alone, or siblings' rollouts, whose values are then swapped."""
 
 
+def _preset(name: str) -> Arm:
+    options: dict[str, Any] = {"preset": name}
+    if PRESETS[name].control:
+        options["allow_biased_control"] = True
+    return Arm(name, "preset", 2, f"preset {name}, 2 rollouts a prompt", options)
+
+
 def _group(name: str, trainer: Literal["group", "dynamic"], about: str, **rest: Any) -> Arm:
     scaled = {"scale_rewards": "group", "epsilon": 0.2}
     loss: dict[str, Any] = {"loss_type": "grpo"}
@@ -46,7 +53,7 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
     {
         arm.name: arm
         for arm in (
-            *(Arm(name, "preset", 2, f"preset {name}, 2 rollouts a prompt", {"preset": name}) for name in PRESETS),
+            *map(_preset, PRESETS),
             _group("grpo", "group", "TRL's GRPO: group mean and deviation, 8 rollouts a prompt"),
             _group("dapo", "dynamic", "GRPO with token-level loss, clip-higher and dynamic sampling"),
             _group("dapo-frugal", "dynamic", "dapo, refills of as many prompts as are missing", whole_refills=False),

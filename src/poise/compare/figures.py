@@ -27,8 +27,8 @@ def accuracy_figure(curves: Mapping[str, Sequence[Curve]], results: Mapping[str,
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (clock, label) in zip(panels, _AXES.items(), strict=True):
         for colour, (arm, of_arm) in zip(_colours(curves), curves.items(), strict=True):
-            times = [each.times(clock)[SMOOTHED_EVALUATIONS - 1 :] for each in of_arm]
-            _draw_mean(axes, times, [smoothed(each.accuracies) for each in of_arm], colour=colour, label=arm)
+            times, heights = [each.times(clock) for each in of_arm], [_drawn(each.accuracies) for each in of_arm]
+            _draw_mean(axes, times, heights, colour=colour, label=arm)
         axes.axhline(results["target"], color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
         _dress(axes, label)
     panels[0].set_ylabel("held-out accuracy (mean of three)")
@@ -68,7 +68,7 @@ def noise_figure(curves: Mapping[str, Sequence[Curve]]) -> Figure | None:
         return None
     axes.set_yscale("log")
     _dress(axes, _AXES["rollouts"])
-    axes.set_ylabel("tr Cov / ||E g||², of a step")
+    axes.set_ylabel("tr Cov / ‖E g‖², of a step")
     axes.legend(frameon=False, loc="best")
     return figure
 
@@ -77,6 +77,12 @@ def write_figure(figure: Figure, folder: Path, name: str) -> None:
     """As `name.svg` and `name.png`."""
     for ending in ("svg", "png"):
         figure.savefig(folder / f"{name}.{ending}", dpi=150, metadata=_NO_DATE[ending])
+
+
+def _drawn(accuracies: Sequence[float]) -> list[float]:
+    """Means of three, and of as many as there are at the beginning."""
+    first = [sum(accuracies[: k + 1]) / (k + 1) for k in range(SMOOTHED_EVALUATIONS - 1)]
+    return first + smoothed(accuracies)
 
 
 def _draw_mean(

@@ -204,7 +204,7 @@ def completed_run(
         chat_options=config.chat_template_kwargs,
     )
     with torch_threads(settings.torch_threads), closing(graded_task):
-        trainer = _trainer(conditions, run, config, tokenizer, graded_task, model=settings.model)
+        trainer = run_trainer(conditions, run, config, tokenizer, graded_task, model=settings.model)
         measured = Measurements(trainer, graded_task, conditions, directory, watch)
         trainer.add_callback(measured)
         directory.write_config({"run": asdict(run), "conditions": asdict(conditions), "trainer": config.to_dict()})
@@ -214,9 +214,14 @@ def completed_run(
     return summary
 
 
-def _trainer(
+def run_trainer(
     conditions: Conditions, run: Run, config: Any, tokenizer: Any, graded_task: GradedTask, *, model: str
 ) -> Tallied:
+    """The trainer of a run, at the beginning of its prompt stream.
+
+    Raises:
+        ValueError: If the task has fewer prompts than a generation batch takes.
+    """
     arm = arm_named(run.arm)
     problems = graded_task.training_data(conditions.num_prompts, seed=run.seed)
     needed = conditions.batch_rollouts // arm.group_size

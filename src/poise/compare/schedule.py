@@ -1,7 +1,7 @@
 """In which order are the runs of a comparison carried out, and which of them are done already?
 
-    comparison.json     the conditions; a comparison under others is refused in the same folder
-    runs/               a folder a run, ARM/lr-RATE/seed-N; it is complete when it holds `summary.json`
+    comparison.json     the conditions; others are refused in the same folder
+    runs/               ARM/lr-RATE/seed-N for each run; complete when it holds `summary.json`
 
 The rule: a run that is complete is never repeated, one that is not is made anew, and every run has a process of its own.
 Learning rates come first, arm by arm; then arms are compared, seed by seed.
@@ -33,6 +33,8 @@ class RunProgress:
     share: float
     """Of its rollouts."""
     accuracy: float
+    finished: bool
+    """Whether the run is complete; its accuracy is then the final one."""
     done: int
     """Runs that are complete."""
     least: int
@@ -220,8 +222,9 @@ class Schedule:
     def _one(self, run: Run, jobs: int, watch: Watch, carry: Carry) -> None:
         began = time.monotonic()
 
-        def tell(said: Mapping[str, Any]) -> None:
+        def tell(said: Mapping[str, Any], *, finished: bool = False) -> None:
             left = self.missing()
+            ahead = len(left) - (0 if finished else said["share"])
             with self._lock:
                 took = list(self._took)
             watch(
@@ -229,9 +232,10 @@ class Schedule:
                     run,
                     said["share"],
                     said["accuracy"],
+                    finished=finished,
                     done=self._num_complete(),
                     least=self._num_complete() + len(left),
-                    seconds_left=(len(left) - said["share"]) * sum(took) / len(took) / jobs if took else None,
+                    seconds_left=ahead * sum(took) / len(took) / jobs if took else None,
                 )
             )
 
@@ -241,7 +245,7 @@ class Schedule:
             raise RunFailed(f"run {run.name} left no summary in {self._folder(run).path}")
         with self._lock:
             self._took.append(time.monotonic() - began)
-        tell({"share": 0.0, "accuracy": summary["final_accuracy"]})
+        tell({"share": 1.0, "accuracy": summary["final_accuracy"]}, finished=True)
 
     def _num_complete(self) -> int:
         return len(list((self.path / "runs").rglob("summary.json")))

@@ -91,8 +91,8 @@ def _time(results: Mapping[str, Any]) -> str:
     return (
         f"## Time to `{reference}`'s final accuracy, {results['target']:.3f}\n\n"
         "The first time at which the mean of three evaluations is that high. Runs that end before it are censored: "
-        "means are restricted to the time that every such run of the two arms was followed, medians are Kaplan and "
-        "Meier's, and a dash says that half of the runs never got there. The last line compares an arm with itself.\n\n"
+        "means and medians are Kaplan and Meier's, means restricted to the time up to which both arms are known; a "
+        "dash says that half of the runs never got there. The last line compares an arm with itself.\n\n"
         f"{table(header, rows)}"
     )
 
@@ -137,7 +137,7 @@ def _gradients(results: Mapping[str, Any]) -> str:
                 f"{found['bias_to_signal']:.3f}" if "bias" in found else "-",
             ]
         )
-    header = ["arm", "tr Cov / ||E g||²", "/ `grpo`", "||E (A - r) s||²", "over ||E g||²"]
+    header = ["arm", "tr Cov / ‖E g‖²", "/ `grpo`", "‖E (A - r) s‖²", "over ‖E g‖²"]
     return (
         "## Variance and bias of a step's gradient while training\n\n"
         f"On the same {results['conditions']['gradient_prompts']} prompts each time, with the arm's own rollouts and "
