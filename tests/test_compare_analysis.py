@@ -27,25 +27,25 @@ from poise.compare.analysis import (
 
 
 def reached(*times):
-    return [Reach(time, True) for time in times]
+    return [Reach(float(time), True) for time in times]
 
 
 def censored(*times):
-    return [Reach(time, False) for time in times]
+    return [Reach(float(time), False) for time in times]
 
 
 def test_a_target_is_reached_by_the_first_mean_of_three_that_is_as_high():
-    times, accuracies = [0, 10, 20, 30, 40], [0.3, 0.9, 0.3, 0.6, 0.6]
+    times, accuracies = [0.0, 10.0, 20.0, 30.0, 40.0], [0.3, 0.9, 0.3, 0.6, 0.6]
     # Means of three: .5, .6, .5; the single .9 at time 10 does not count.
     assert smoothed(accuracies) == pytest.approx([0.5, 0.6, 0.5])
-    assert first_reach(times, accuracies, 0.5) == Reach(20, True)
-    assert first_reach(times, accuracies, 0.6) == Reach(30, True)
-    assert first_reach(times, accuracies, 0.61) == Reach(40, False)
+    assert first_reach(times, accuracies, 0.5) == Reach(20.0, True)
+    assert first_reach(times, accuracies, 0.6) == Reach(30.0, True)
+    assert first_reach(times, accuracies, 0.61) == Reach(40.0, False)
 
 
 def test_a_run_reaches_its_own_final_accuracy():
     accuracies = [0.1, 0.7 / 3, 0.2 + 1e-17, 0.3, 0.1 + 0.2]
-    assert first_reach([0, 1, 2, 3, 4], accuracies, smoothed(accuracies)[-1]).reached
+    assert first_reach([0.0, 1.0, 2.0, 3.0, 4.0], accuracies, smoothed(accuracies)[-1]).reached
 
 
 def test_survival_is_kaplan_and_meiers():
@@ -54,20 +54,20 @@ def test_survival_is_kaplan_and_meiers():
     runs = reached(2, 4, 4) + censored(3, 5)
     assert survival(runs) == [(0.0, 1.0), (2, pytest.approx(4 / 5)), (4, pytest.approx(4 / 15))]
     # Up to 5: 2 * 1 + 2 * 4/5 + 1 * 4/15; up to 3 the run that is censored there counts whole.
-    assert restricted_mean(runs, 5) == pytest.approx(2 + 8 / 5 + 4 / 15)
-    assert restricted_mean(runs, 3) == pytest.approx(2 + 4 / 5)
+    assert restricted_mean(runs, 5.0) == pytest.approx(2 + 8 / 5 + 4 / 15)
+    assert restricted_mean(runs, 3.0) == pytest.approx(2 + 4 / 5)
     assert median_reach(runs) == 4
 
 
 def test_dropping_censored_runs_would_flatter_an_arm():
     runs = reached(2, 4) + censored(10, 10)
-    assert restricted_mean(runs, 10) == pytest.approx((2 + 4 + 10 + 10) / 4)
-    assert restricted_mean(reached(2, 4), 10) == pytest.approx(3)  # the control: what dropping them would say
+    assert restricted_mean(runs, 10.0) == pytest.approx((2 + 4 + 10 + 10) / 4)
+    assert restricted_mean(reached(2, 4), 10.0) == pytest.approx(3)  # the control: what dropping them would say
 
 
 def test_a_restricted_mean_without_early_censoring_is_the_mean_of_capped_times():
     rng = np.random.default_rng(0)
-    times = rng.uniform(1, 9, 20)
+    times = rng.uniform(1, 9, 20).tolist()
     runs = [Reach(time, True) if time < 6 else Reach(6.0, False) for time in times]
     assert restricted_mean(runs, 6.0) == pytest.approx(np.minimum(times, 6).mean())
     assert restricted_mean(runs, 4.0) == pytest.approx(np.minimum(times, 4).mean())
@@ -94,10 +94,10 @@ def test_intervals_are_students():
 
 
 def test_pairing_narrows_an_interval_where_seeds_matter():
-    seeds = np.array([0.3, 0.5, 0.7, 0.9])
-    ours, theirs = seeds + [0.05, 0.06, 0.05, 0.04], seeds
-    assert paired_difference(ours, theirs).excludes(0)
-    assert not paired_difference(ours, theirs[[2, 0, 3, 1]]).excludes(0)  # the control: seeds mixed up
+    ours, theirs = [0.35, 0.56, 0.75, 0.94], [0.3, 0.5, 0.7, 0.9]
+    assert paired_difference(ours, theirs).excludes(0.0)
+    mixed_up = [theirs[k] for k in (2, 0, 3, 1)]  # the control
+    assert not paired_difference(ours, mixed_up).excludes(0.0)
 
 
 def test_a_ratio_of_times_is_of_restricted_means_with_seeds_paired():
@@ -131,7 +131,7 @@ def test_the_noise_floor_holds_identical_arms_apart_as_often_as_it_says():
     exceeded = 0
     for _ in range(2000):
         twins, differences = rng.normal(0, 1, (2, 5)) * math.sqrt(2)
-        exceeded += abs(differences.mean()) > noise_floor(twins)
+        exceeded += abs(differences.mean()) > noise_floor(twins.tolist())
     # The mean of other five differences is beyond t_5 times an independent standard error in 5 % of cases.
     assert 0.035 < exceeded / 2000 < 0.065
 
@@ -149,7 +149,7 @@ def test_no_winner_is_named_inside_the_noise():
 
 
 def test_accuracy_at_a_time_lies_between_means_of_three():
-    assert value_at([0, 1, 2, 3], [0.0, 0.3, 0.6, 0.9], 2.5) == pytest.approx((0.3 + 0.6) / 2)
+    assert value_at([0.0, 1.0, 2.0, 3.0], [0.0, 0.3, 0.6, 0.9], 2.5) == pytest.approx((0.3 + 0.6) / 2)
 
 
 @pytest.mark.parametrize("asked", [lambda: mean_interval([0.5]), lambda: noise_floor([0.1])])
@@ -160,6 +160,6 @@ def test_one_seed_has_no_interval(asked):
 
 def test_arms_with_other_numbers_of_seeds_are_not_paired():
     with pytest.raises(ValueError, match="got 3 and 2"):
-        reach_ratio(reached(1, 2, 3), reached(1, 2), 5)
+        reach_ratio(reached(1, 2, 3), reached(1, 2), 5.0)
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         paired_difference([1.0, 2.0, 3.0], [1.0, 2.0])

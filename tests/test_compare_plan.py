@@ -14,6 +14,11 @@ from poise.compare.tuning import best_learning_rate, next_learning_rate
 from poise.presets import PRESETS
 from poise.run_directory import RunDirectory
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
 CONDITIONS = Conditions(rollouts=96, batch_rollouts=16, evaluations=4, eval_prompts=8)
 
 
@@ -163,7 +168,7 @@ def test_a_comparison_chooses_learning_rates_then_compares_and_writes_what_it_fo
 def test_an_interrupted_comparison_goes_on_and_repeats_nothing(tmp_path):
     asked = comparison(learning_rates=GRID, num_tuning_seeds=1)
     carry, before = pretended(tuned_accuracy, fails=lambda run: run.arm == "dapo" and run.learning_rate == 3e-3)
-    with pytest.raises(RunFailed, match="dapo/lr-0.003"):
+    with pytest.raises(RunFailed, match=r"dapo/lr-0\.003"):
         Schedule(tmp_path, asked).carry_out(carry=carry)
     carry, after = pretended(tuned_accuracy)
     Schedule(tmp_path, asked).carry_out(carry=carry)

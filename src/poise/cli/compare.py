@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from poise.cli.train import clock, console, extra_options, quiet_hosts
 
@@ -17,10 +18,16 @@ if TYPE_CHECKING:
     from poise.compare.schedule import RunProgress, Schedule
 
 
+class CompareCommand(TyperCommand):
+    """A command that takes options beyond its own."""
+
+    context_class = typer.Context  # what `compare` says it takes; typer itself hands over the parent class
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the command `compare`."""
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command("compare", context_settings=settings)(compare)
+    app.command("compare", cls=CompareCommand, context_settings=settings)(compare)
 
 
 def compare(

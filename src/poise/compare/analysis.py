@@ -199,7 +199,7 @@ def verdict(difference: Interval, floor: float) -> str:
 
     Named are only differences whose interval excludes zero and which exceed `noise_floor`.
     """
-    if not difference.excludes(0) or abs(difference.value) <= floor:
+    if not difference.excludes(0.0) or abs(difference.value) <= floor:
         return "within noise"
     return "higher" if difference.value > 0 else "lower"
 
@@ -211,7 +211,7 @@ def ratio_verdict(ratio: Interval, by_chance: Interval) -> str:
     same ratio between runs of one arm.
     """
     floor = max(abs(math.log(by_chance.low)), abs(math.log(by_chance.high)))
-    if not ratio.excludes(1) or abs(math.log(ratio.value)) <= floor:
+    if not ratio.excludes(1.0) or abs(math.log(ratio.value)) <= floor:
         return "within noise"
     return "faster" if ratio.value < 1 else "slower"
 

@@ -3,8 +3,8 @@
     comparison.json     the conditions; others are refused in the same folder
     runs/               ARM/lr-RATE/seed-N for each run; complete when it holds `summary.json`
 
-The rule: a run that is complete is never repeated, one that is not is made anew, and every run has a process of its own.
-Learning rates come first, arm by arm; then arms are compared, seed by seed.
+The rule: a run that is complete is never repeated, one that is not is made anew, and every run has a process of its
+own. Learning rates come first, arm by arm; then arms are compared, seed by seed.
 """
 
 import json
