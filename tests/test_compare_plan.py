@@ -224,7 +224,7 @@ BAD = [
     (["--num-generations", "4"], "num_generations cannot be set in a comparison: every arm has its own"),
     (["--lr-scheduler-type", "linear"], "lr_scheduler_type must be constant, got 'linear'"),
     (["--rollouts", "200"], "3 generation batches of 128 rollouts or more, got 200"),
-    (["--no-such-option", "1"], "there is no setting no_such_option"),
+    (["--such-option", "1"], "there is no setting such_option"),
     (["--twin", "rloo", "--arms", "poise,dapo"], "the arm run twice must be one of poise, dapo, got 'rloo'"),
     (["--jobs", "0"], "jobs must be 1 or more, got 0"),
     (["--temperature", "warm"], "temperature needs a number, got 'warm'"),

@@ -86,10 +86,10 @@ class Marked:
         return [float(place % 2) if mark else 1.0 for place, mark in enumerate(marked)]
 
 
-def resampling_trainer(marks, tmp_path, tokenizer, *, arm="dapo", group_size=4, batch_rollouts=16):
+def resampling_trainer(marks, tmp_path, tokenizer, *, arm="dapo", group_size=4):
     reward = Marked()
     rows = [{"prompt": f"sum {a}+{a % 7 + 1}<think>", "marked": mark} for a, mark in enumerate(marks, start=1)]
-    conditions = Conditions(rollouts=96, batch_rollouts=batch_rollouts, settings={"max_completion_length": LENGTH})
+    conditions = Conditions(rollouts=96, batch_rollouts=16, settings={"max_completion_length": LENGTH})
     run = Run(arm, 1e-3, 0)
     config = run.config(conditions, str(tmp_path))
     config.num_generations = group_size
@@ -141,12 +141,12 @@ def test_frugal_refills_draw_as_many_prompts_as_are_missing(tmp_path, tokenizer)
 
 
 def test_dynamic_sampling_gives_up_in_the_end_and_says_so(tmp_path, tokenizer):
-    trainer, reward, _ = resampling_trainer([0] * 7, tmp_path, tokenizer, group_size=2, batch_rollouts=4)
-    scored = trainer._generate_and_score_completions([{"prompt": "of the sampler", "marked": 0}] * 4)
-    assert reward.draws == [4] * 10
+    trainer, reward, _ = resampling_trainer([0] * 7, tmp_path, tokenizer, group_size=8)
+    scored = trainer._generate_and_score_completions([{"prompt": "of the sampler", "marked": 0}] * 16)
+    assert reward.draws == [16] * 10
     assert trainer.tally.unfilled_steps == 1
     assert bool((scored["advantages"] == 0).all())
-    assert len(scored["advantages"]) == 4
+    assert len(scored["advantages"]) == 16
 
 
 # Gradients.

@@ -205,6 +205,6 @@ def _noise_and_signal(curves: Sequence[Curve]) -> list[tuple[float, float]] | No
     return whole if len(whole) == len(curves) else None
 
 
-def _mean(numbers: Sequence[float | None]) -> float | None:
+def _mean(numbers: Sequence[float | int | None]) -> float | None:
     known = [float(number) for number in numbers if number is not None]
     return sum(known) / len(known) if known else None

@@ -74,15 +74,12 @@ def in_own_process(
         quiet["OMP_NUM_THREADS"] = str(threads)
     folder.parent.mkdir(parents=True, exist_ok=True)
     errors = folder.with_name(folder.name + "-errors.txt")
-    with errors.open("w") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "poise.compare.run"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-            env=os.environ | quiet,
-        )
+    command = [sys.executable, "-W", "ignore", "-m", "poise.compare.run"]
+    pipe = subprocess.PIPE
+    with (
+        errors.open("w") as said,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=said, text=True, env=os.environ | quiet) as process,
+    ):
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -91,9 +88,9 @@ def in_own_process(
             for line in process.stdout:
                 watch(json.loads(line))
             code = process.wait()
-        finally:
+        except BaseException:
             process.kill()
-            process.wait()
+            raise
     if code:
         last = (errors.read_text().strip().splitlines() or [f"exit code {code}"])[-1]
         raise RunFailed(f"run {run.name} failed: {last} (all of it in {errors})")
