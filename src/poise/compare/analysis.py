@@ -39,26 +39,27 @@ class Reach:
 
 
 def smoothed(accuracies: Sequence[float]) -> list[float]:
-    """Means of three evaluations in a row; the k-th belongs to evaluation k + 2.
+    """For each evaluation the mean of it and the two before it, or of as many as there are.
 
     Raises:
-        ValueError: If there are fewer than three.
+        ValueError: If there are none.
     """
-    if len(accuracies) < SMOOTHED_EVALUATIONS:
-        raise ValueError(f"a mean of {SMOOTHED_EVALUATIONS} evaluations needs as many, got {len(accuracies)}")
-    width = SMOOTHED_EVALUATIONS
-    return [sum(accuracies[k : k + width]) / width for k in range(len(accuracies) - width + 1)]
+    if not accuracies:
+        raise ValueError("a mean of evaluations needs at least 1, got none")
+    windows = [accuracies[max(0, k + 1 - SMOOTHED_EVALUATIONS) : k + 1] for k in range(len(accuracies))]
+    return [sum(window) / len(window) for window in windows]
 
 
 def first_reach(times: Sequence[float], accuracies: Sequence[float], target: float) -> Reach:
-    """When the mean of the last three evaluations first is the target or more; censored at the end of the run.
+    """When the mean of three evaluations first is the target or more; censored at the end of the run.
 
     Args:
         times: Of the evaluations, rising.
         accuracies: One for each.
         target: To be reached.
     """
-    for time, mean in zip(times[SMOOTHED_EVALUATIONS - 1 :], smoothed(accuracies), strict=True):
+    means = list(zip(times, smoothed(accuracies), strict=True))
+    for time, mean in means[SMOOTHED_EVALUATIONS - 1 :]:
         if mean >= target - 1e-12:  # a target that is such a mean itself is reached by it
             return Reach(time, reached=True)
     return Reach(times[-1], reached=False)
@@ -218,4 +219,4 @@ def ratio_verdict(ratio: Interval, by_chance: Interval) -> str:
 
 def value_at(times: Sequence[float], accuracies: Sequence[float], time: float) -> float:
     """The mean of three evaluations at some time, straight lines between."""
-    return float(np.interp(time, times[SMOOTHED_EVALUATIONS - 1 :], smoothed(accuracies)))
+    return float(np.interp(time, times, smoothed(accuracies)))

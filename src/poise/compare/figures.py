@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from poise.compare.analysis import SMOOTHED_EVALUATIONS, smoothed
+from poise.compare.analysis import smoothed
 from poise.compare.results import Curve
 
 _COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce", "#0f766e", "#a16207", "#be185d", "#475569")
@@ -27,7 +27,7 @@ def accuracy_figure(curves: Mapping[str, Sequence[Curve]], results: Mapping[str,
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (clock, label) in zip(panels, _AXES.items(), strict=True):
         for colour, (arm, of_arm) in zip(_colours(curves), curves.items(), strict=True):
-            times, heights = [each.times(clock) for each in of_arm], [_drawn(each.accuracies) for each in of_arm]
+            times, heights = [each.times(clock) for each in of_arm], [smoothed(each.accuracies) for each in of_arm]
             _draw_mean(axes, times, heights, colour=colour, label=arm)
         axes.axhline(results["target"], color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
         _dress(axes, label)
@@ -77,12 +77,6 @@ def write_figure(figure: Figure, folder: Path, name: str) -> None:
     """As `name.svg` and `name.png`."""
     for ending in ("svg", "png"):
         figure.savefig(folder / f"{name}.{ending}", dpi=150, metadata=_NO_DATE[ending])
-
-
-def _drawn(accuracies: Sequence[float]) -> list[float]:
-    """Means of three, and of as many as there are at the beginning."""
-    first = [sum(accuracies[: k + 1]) / (k + 1) for k in range(SMOOTHED_EVALUATIONS - 1)]
-    return first + smoothed(accuracies)
 
 
 def _draw_mean(

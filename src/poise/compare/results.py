@@ -4,7 +4,7 @@ The rule: only seeds that are complete in every arm count, so that every differe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,7 +30,8 @@ from poise.compare.schedule import Schedule
 
 CLOCKS = ("seconds", "cpu_seconds", "rollouts", "tokens")
 """What may be counted until a target is reached."""
-GRADIENT_REFERENCE = "grpo"
+GRADIENT_REFERENCES = ("grpo", "rloo")
+"""Arms that the noise of others is compared with, where they are there."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,12 @@ class Curve:
 
     @property
     def accuracies(self) -> list[float]:
-        """On the held-out prompts."""
-        return [float(line["accuracy"]) for line in self.lines]
+        """On the held-out prompts; NaN where nothing could be graded."""
+        return [math.nan if line["accuracy"] is None else float(line["accuracy"]) for line in self.lines]
 
     @property
     def final_accuracy(self) -> float:
-        """The last mean of three evaluations."""
+        """The mean of the last three evaluations."""
         return smoothed(self.accuracies)[-1]
 
     def times(self, clock: str) -> list[float]:
@@ -141,7 +142,7 @@ def comparison_results(schedule: Schedule) -> dict[str, Any]:
                 [each.summary["memory_mib"] - each.summary["memory_mib_before_training"] for each in of_arm]
             ),
             "critic_mib": _mean([each.summary["critic_mib"] for each in of_arm]),
-            "gradient": _gradient(of_arm, curves.get(GRADIENT_REFERENCE)),
+            "gradient": _gradient(of_arm, {name: curves[name] for name in GRADIENT_REFERENCES if name in curves}),
         }
     return {
         "conditions": asdict(comparison.conditions),
@@ -181,16 +182,17 @@ def _time_verdict(
     return ratio_verdict(Interval(**ratio), Interval(**by_chance["ratio"]))
 
 
-def _gradient(ours: Sequence[Curve], theirs: Sequence[Curve] | None) -> dict[str, Any] | None:
-    """Noise to signal, its ratio to the reference's, and the squared bias over the squared signal; None unmeasured."""
+def _gradient(ours: Sequence[Curve], references: Mapping[str, Sequence[Curve]]) -> dict[str, Any] | None:
+    """Noise to signal, over that of other arms, and the squared bias over the squared signal; None unmeasured."""
     mine = _noise_and_signal(ours)
     if mine is None:
         return None
     noise, signal = (sum(each[place] for each in mine) for place in (0, 1))
-    found: dict[str, Any] = {"noise_to_signal": noise / signal if signal > 0 else math.nan}
-    other = None if theirs is None else _noise_and_signal(theirs)
-    if other is not None:
-        found["ratio"] = asdict(ratio_of_sums(mine, other))
+    found: dict[str, Any] = {"noise_to_signal": noise / signal if signal > 0 else math.nan, "ratios": {}}
+    for name, theirs in references.items():
+        other = _noise_and_signal(theirs)
+        if other is not None and theirs is not ours:
+            found["ratios"][name] = asdict(ratio_of_sums(mine, other))
     biases = [each.summed("gradient/bias") for each in ours]
     known = [each for each in biases if each is not None]
     if len(known) == len(ours):

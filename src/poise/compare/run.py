@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from poise.compare.analysis import smoothed
 from poise.compare.arms import arm_named
 from poise.compare.gradient_noise import gradient_noise
 from poise.compare.plan import Conditions, Run
@@ -34,8 +35,6 @@ from poise.training import torch_threads, versions
 
 GRADIENT_PROMPTS_SEED = 2
 """Of the training problems that gradients are taken of, whatever the seed of the run."""
-FINAL_EVALUATIONS = 3
-"""Evaluations whose mean is the final accuracy."""
 
 Watch = Callable[[dict[str, Any]], None]
 
@@ -99,7 +98,7 @@ class Measurements(TrainerCallback):  # type: ignore[misc]
         if state.global_step % self.conditions.batch_updates:
             return control
         spent = self.trainer.tally.rollouts
-        control.should_training_stop = spent >= self.conditions.rollouts
+        control.should_training_stop |= spent >= self.conditions.rollouts
         if spent >= self._due or control.should_training_stop:
             self.clock.stop()
             self._measure(updates=state.global_step)
@@ -242,15 +241,14 @@ def run_trainer(
 
 
 def _summary(run: Run, measured: Measurements, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    last, final = lines[-1], measured.accuracies[-FINAL_EVALUATIONS:]
+    last = lines[-1]
     # Gradients are held in memory while they are measured: what came before that is the training's own.
     clean = next((line for line in lines if any(name.startswith("gradient/") for name in line)), last)
     critic = measured.trainer.critic.extra_bytes if isinstance(measured.trainer, CriticTrainer) else 0
     return {
         "run": asdict(run),
         "accuracy_before": measured.accuracies[0],
-        "final_accuracy": sum(final) / len(final),
-        "final_evaluations": len(final),
+        "final_accuracy": smoothed(measured.accuracies)[-1],
         **{name: last[name] for name in ("updates", "rollouts", "tokens", "seconds", "cpu_seconds")},
         "memory_mib_before_training": round(measured.memory_before, 1),
         "memory_mib": clean["memory_mib"],

@@ -124,6 +124,8 @@ def _sampling(results: Mapping[str, Any]) -> str:
 
 def _gradients(results: Mapping[str, Any]) -> str:
     rows = []
+    measured = [arm["gradient"] for arm in results["arms"].values() if arm["gradient"]]
+    others = list(dict.fromkeys(other for found in measured for other in found["ratios"]))
     for name, arm in results["arms"].items():
         found = arm["gradient"]
         if found is None:
@@ -132,12 +134,12 @@ def _gradients(results: Mapping[str, Any]) -> str:
             [
                 f"`{name}`",
                 f"{found['noise_to_signal']:.2f}",
-                shown(found["ratio"], digits=2) if "ratio" in found else "-",
+                *(shown(found["ratios"][other], digits=2) if other in found["ratios"] else "1" for other in others),
                 shown(found["bias"], digits=3) if "bias" in found else "-",
                 f"{found['bias_to_signal']:.3f}" if "bias" in found else "-",
             ]
         )
-    header = ["arm", "tr Cov / ‖E g‖²", "/ `grpo`", "‖E (A - r) s‖²", "over ‖E g‖²"]
+    header = ["arm", "tr Cov / ‖E g‖²", *(f"/ `{other}`" for other in others), "‖E (A - r) s‖²", "over ‖E g‖²"]
     return (
         "## Variance and bias of a step's gradient while training\n\n"
         f"On the same {results['conditions']['gradient_prompts']} prompts each time, with the arm's own rollouts and "
