@@ -8,6 +8,7 @@ own. Learning rates come first, arm by arm; then arms are compared, seed by seed
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -119,10 +120,10 @@ class Schedule:
                 ours, there = mine["conditions"].get(name), theirs["conditions"].get(name)
                 if ours != there:
                     raise ValueError(
-                        f"{path} holds a comparison with {name} {there!r}, and not {ours!r}: give a folder"
+                        f"{path} holds a comparison with {name} {there!r}, and not {ours!r}: give another --output"
                     )
         elif path.exists() and (path.is_file() or any(path.iterdir())):
-            raise FileExistsError(f"{path} already holds something that is no comparison: give another folder")
+            raise FileExistsError(f"{path} already holds something that is no comparison: give another --output")
         path.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(mine, indent=2) + "\n")
         self._lock = threading.Lock()
@@ -155,7 +156,7 @@ class Schedule:
             summaries = [self.summary(run) for run in self.comparison.tuning_runs(arm, rate)]
             whole = [each["final_accuracy"] for each in summaries if each is not None]
             if whole and len(whole) == len(summaries):
-                found[rate] = sum(float("nan") if each is None else each for each in whole) / len(whole)
+                found[rate] = sum(math.nan if each is None else each for each in whole) / len(whole)
         return found
 
     def learning_rates(self) -> dict[str, float]:
@@ -242,7 +243,8 @@ class Schedule:
             raise RunFailed(f"run {run.name} left no summary in {self._folder(run).path}")
         with self._lock:
             self._took.append(time.monotonic() - began)
-        tell({"share": 1.0, "accuracy": summary["final_accuracy"]}, finished=True)
+        final = summary["final_accuracy"]
+        tell({"share": 1.0, "accuracy": math.nan if final is None else final}, finished=True)
 
     def _num_complete(self) -> int:
         return len(list((self.path / "runs").rglob("summary.json")))
