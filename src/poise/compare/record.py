@@ -1,0 +1,46 @@
+"""What does a comparison leave in its folder, beside its runs?
+
+compare.md, compare.json                 tables, and all numbers behind them
+accuracy.svg, accuracy.png               against time, rollouts and tokens
+noise.svg, noise.png                     of the gradient, where it was measured
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from poise.compare.figures import accuracy_figure, noise_figure, write_figure
+from poise.compare.results import comparison_results, complete_curves
+from poise.compare.schedule import Schedule
+from poise.compare.tables import markdown
+
+
+def write_results(schedule: Schedule) -> dict[str, Any]:
+    """Write tables and figures of the seeds that are complete, and return the numbers.
+
+    Raises:
+        ValueError: If fewer than two seeds are complete in every arm.
+        LookupError: If learning rates are not chosen yet.
+    """
+    results = comparison_results(schedule)
+    folder = schedule.path
+    (folder / "compare.md").write_text(markdown(results))
+    (folder / "compare.json").write_text(json.dumps(_finite(results), indent=1, allow_nan=False) + "\n")
+    curves, _ = complete_curves(schedule)
+    write_figure(accuracy_figure(curves, results), folder, "accuracy")
+    noise = noise_figure(curves)
+    if noise is not None:
+        write_figure(noise, folder, "noise")
+    return results
+
+
+def _finite(value: Any) -> Any:
+    """The same with None in place of numbers that JSON cannot hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
