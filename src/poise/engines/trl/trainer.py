@@ -11,10 +11,7 @@ import dataclasses
 import inspect
 import json
 import logging
-import shutil
-import warnings
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,20 +19,16 @@ from accelerate.utils import broadcast, gather_object
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 import poise
+from poise.engines.trl.checkpoints import CheckpointedTrainer
 from poise.engines.trl.config import PoiseConfig
 from poise.features import Features, reasoning_mask, score_norm_weights
 from poise.hidden_states import HiddenStateCapture, capture_hidden_states, decoder_blocks
 
 logger = logging.getLogger(__name__)
-
-UNFINISHED = "unfinished-checkpoint"
-"""Folder, beside the checkpoints, in which the next one is written. TRL does not take it for a checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +40,7 @@ class PolicyPass:
     features: Features | None
 
 
-class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
+class PoiseTrainer(CheckpointedTrainer):
     """A `trl.GRPOTrainer` whose advantages are rewards minus the baselines of `poise.OnlineBaseline`.
 
     Takes the arguments of `GRPOTrainer`, with a `PoiseConfig` as `args`.
@@ -68,7 +61,6 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
     _passes: list[PolicyPass] | None = None
     _rewards_per_func: Tensor | None = None
     _extra_forward_said = False
-    _writing_aside = False
 
     def __init__(
         self,
@@ -265,80 +257,20 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
             features, **{name: self.accelerator.gather(tensor).cpu() for name, tensor in fields.items()}
         )
 
-    # Checkpoints: the state of the baseline beside TRL's own files, all of them or none.
-
-    def _get_output_dir(self, trial: Any) -> str:
-        """TRL's folder of checkpoints; while one is written, a folder aside in it."""
-        folder: str = super()._get_output_dir(trial=trial)
-        return str(Path(folder) / UNFINISHED) if self._writing_aside else folder
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A whole checkpoint: it is written aside and renamed when every file of every process is there."""
-        folder, name = Path(self._get_output_dir(trial=trial)), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        # An upload reads the folder while training goes on: it cannot be renamed.
-        aside = folder if self.args.push_to_hub else folder / UNFINISHED
-        if self.args.should_save and aside != folder:
-            shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed while it wrote
-        self.accelerator.wait_for_everyone()
-        self._writing_aside = aside != folder
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._writing_aside = False
-        if self.accelerator.is_main_process:
-            self.baseline.save(aside / name, fitted_for=self._fitted_for())
-        if aside == folder:
-            return
-        if self.state.best_model_checkpoint == str(aside / name):
-            self.state.best_model_checkpoint = str(folder / name)
-            if self.args.should_save:
-                self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            if (folder / name).exists():  # of an earlier run in the same folder
-                (folder / name).rename(aside / "replaced")
-            (aside / name).rename(folder / name)
-            shutil.rmtree(aside)
-            rotate_checkpoints(
-                output_dir=str(folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-        self.accelerator.wait_for_everyone()
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.accelerator.is_main_process:
-            self._restore_baseline(checkpoint)
-
-    def _restore_baseline(self, checkpoint: str) -> None:
-        """Continue the baseline of a checkpoint; one of something else is refused."""
-        if all((Path(checkpoint) / name).exists() for name in ("poise.safetensors", "poise.json")):
-            self.baseline.restore(Path(checkpoint), fitted_for=self._fitted_for())
-        else:
-            warnings.warn(
-                f"{checkpoint} holds no poise.safetensors and poise.json: the baseline starts with an empty window",
-                UserWarning,
-                stacklevel=2,
-            )
-
-    def _fitted_for(self) -> dict[str, Any]:
+    def fitted_for(self) -> dict[str, Any]:
         """What a saved baseline is of use for: another model or other features would be read as if they were these."""
-        if not self._needs_features:
-            return {}
         config = self.accelerator.unwrap_model(self.model).config.get_text_config()
-        return {
-            "model_type": config.model_type,
-            "hidden_size": config.hidden_size,
-            "num_hidden_layers": config.num_hidden_layers,
+        shape = {name: getattr(config, name) for name in ("model_type", "hidden_size", "num_hidden_layers")}
+        if not self._needs_features:
+            return shape
+        return shape | {
             "layers": self._layers,
             "pool_tokens": self.args.pool_tokens,
             "end_of_thinking": self.args.end_of_thinking,
             "weights_divided_by_length": self.args.loss_normalization == "sequence",
         }
 
-    # What the model and its tokenizer have.
+    # What the model and its tokenizer have, and what a baseline is of use for.
 
     def _checked_layers(self) -> list[int]:
         """The decoder layers to read; by default the one at 0.6 of the depth."""
