@@ -137,7 +137,8 @@ class RunDirectory:
         try:
             for folder in (self.rollouts, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
-            self.metrics.touch()
+            if not self.metrics.exists():
+                self.metrics.touch()
         except OSError as error:
             raise OSError(
                 f"{self.path} cannot be written to ({error.strerror}): choose another --output or make it writable"

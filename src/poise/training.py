@@ -223,6 +223,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         self._seen: dict[str, Any] | None = None
         self._measured: dict[str, Any] = {}
         self._final: HeldOutAccuracy | None = None
+        self._stopping = False
         self._started = time.monotonic()
 
     def state(self) -> dict[str, Any]:
@@ -276,10 +277,19 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             self.accuracy_after()
         elif every and progress.step % every == 0:
             self._measure(self.problems[: self.settings.check_prompts], "training")
-        if done or (self.stop() and progress.step % self.trainer.args.steps_between_generations == 0):
+        if done:
             control.should_training_stop = control.should_save = True
+        elif self.stop() and progress.step % self.trainer.args.steps_between_generations == 0:
+            self._stopping = control.should_save = True
         self.watch(progress)
         return self._with_line(control)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
+    ) -> TrainerControl:
+        # Only now: a checkpoint holds the control, and is the same whether or not the run is stopped there.
+        control.should_training_stop = control.should_training_stop or self._stopping
+        return control
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
