@@ -42,6 +42,8 @@ class Progress:
     step: int = 0
     rollouts: int = 0
     generated_tokens: int = 0
+    skipped_steps: int = 0
+    """Steps whose numbers were not finite."""
     seconds: float = 0.0
     """Since the first step began, without the time in which the run was stopped."""
     earlier_seconds: float = 0.0
@@ -57,7 +59,7 @@ class Progress:
     """The newest; `before` until the first step."""
 
 
-KEPT = ("step", "rollouts", "generated_tokens", "seconds", "reward", "ceiling_share", "in_charge")
+KEPT = ("step", "rollouts", "generated_tokens", "skipped_steps", "seconds", "reward", "ceiling_share", "in_charge")
 """Fields of `Progress` that a run goes on with."""
 
 Watch = Callable[[Progress], None]
@@ -112,11 +114,13 @@ class TrainingRun:
         Raises:
             CheckpointError: If the checkpoint is of another model, or not whole.
             OSError: If something cannot be written; the last checkpoint is whole.
+            FloatingPointError: If many steps in a row had numbers that are not finite.
         """
         progress = Progress(steps=self.settings.steps)
         recorder = RunRecorder(self.trainer, self.graded_task, self.settings, self.directory, progress, watch, stop)
         self.trainer.add_callback(recorder)
         self.trainer.saved_beside = recorder.state
+        self.trainer.finite_steps.file = self.directory.first_bad_step
         self.directory.cut_back(checkpoint_step(self.checkpoint) if self.checkpoint else -1)
         with torch_threads(self.settings.torch_threads), closing(self.graded_task):
             if self.checkpoint:
@@ -137,6 +141,7 @@ class TrainingRun:
             "seed": self.settings.seed,
             "steps": progress.step,
             "stopped_early": progress.step < self.settings.steps,
+            "skipped_steps": progress.skipped_steps,
             "rollouts": progress.rollouts,
             "generated_tokens": progress.generated_tokens,
             "grading": dict(self.graded_task.grader.counts),
@@ -268,6 +273,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         progress = self.progress
         progress.step = state.global_step
+        progress.skipped_steps += self.trainer.finite_steps.skipped
         progress.seconds = time.monotonic() - self._started
         if self.trainer.last_rollouts is not self._seen:
             self._take_rollouts()

@@ -116,7 +116,7 @@ def train(
                 summary = ready.train(watch=watch, stop=lambda: bool(asked))
         except CheckpointError as error:
             raise said(error, code=2) from error
-        except OSError as error:
+        except (OSError, FloatingPointError) as error:
             raise said(error, code=1, then=command_to_go_on(ready.directory.path)) from error
         except KeyboardInterrupt as error:
             raise said("stopped at once", code=130, then=command_to_go_on(ready.directory.path)) from error
@@ -373,6 +373,8 @@ def status_text(progress: "Progress") -> str:
         parts.append(f"held-out {progress.held_out.accuracy:.2f}")
     if progress.ceiling_share == progress.ceiling_share:
         parts.append(f"ceiling share {progress.ceiling_share:.2f}")
+    if progress.skipped_steps:
+        parts.append(f"skipped {progress.skipped_steps}")
     if progress.in_charge:
         counts = Counter(text.split()[0] for text in progress.in_charge.values())
         parts.append("evidence " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))

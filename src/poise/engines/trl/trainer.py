@@ -12,6 +12,7 @@ import inspect
 import json
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from trl.models.utils import disable_gradient_checkpointing
 import poise
 from poise.engines.trl.checkpoints import CheckpointedTrainer
 from poise.engines.trl.config import PoiseConfig
+from poise.engines.trl.finite_steps import FILE, FiniteSteps
 from poise.features import Features, reasoning_mask, score_norm_weights
 from poise.hidden_states import HiddenStateCapture, capture_hidden_states, decoder_blocks
 
@@ -50,7 +52,8 @@ class PoiseTrainer(CheckpointedTrainer):
         last_rollouts: The newest generation batch, one list of length N a column (`prompts`: text, or messages as JSON;
             `completions`, `completion_lengths`, `rewards`, `values`, `baselines`, `advantages`, `domains`) and the
             `step` at which it was sampled; `None` before the first batch and outside the main process.
-        last_step: The `poise.Step` of that batch, `None` likewise.
+        last_step: The `poise.Step` of that batch, `None` likewise and where the baseline may not learn from the batch.
+        finite_steps: Skips the steps whose numbers are not finite.
 
     Raises:
         TypeError: If `args` is not a `PoiseConfig`.
@@ -61,6 +64,7 @@ class PoiseTrainer(CheckpointedTrainer):
     _passes: list[PolicyPass] | None = None
     _rewards_per_func: Tensor | None = None
     _extra_forward_said = False
+    _newest_logprobs: Tensor | None = None
 
     def __init__(
         self,
@@ -81,6 +85,12 @@ class PoiseTrainer(CheckpointedTrainer):
         check_data_set(arguments.get("train_dataset"), args)
         super().__init__(model, reward_funcs, args, *positional, **named)
         self.add_callback(WholeGenerations())
+        self.finite_steps = FiniteSteps(
+            self.accelerator,
+            Path(args.output_dir) / FILE,
+            lambda skipped: self._metrics["train"]["poise/skipped_share"].append(skipped),
+        )
+        self.add_callback(self.finite_steps)
         preset = args.resolved_preset
         self.baseline = poise.OnlineBaseline(preset)
         self.last_rollouts: dict[str, Any] | None = None
@@ -111,9 +121,11 @@ class PoiseTrainer(CheckpointedTrainer):
     ) -> Any:
         """TRL's pass, watched while a generation batch is scored."""
         if self._passes is None or model is not self.model:
-            return super()._get_per_token_logps_and_entropies(
+            outputs = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
+            self._newest_logprobs = outputs[0]
+            return outputs
         kwargs["compute_entropy"] = True  # TRL's output head has computed it in any case
         with self._capture(input_ids, attention_mask, logits_to_keep) as capture:
             outputs = super()._get_per_token_logps_and_entropies(
@@ -195,6 +207,14 @@ class PoiseTrainer(CheckpointedTrainer):
             )
         return self._passes[-1]
 
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss of a minibatch, looked at."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        logprobs, self._newest_logprobs = self._newest_logprobs, None
+        if self.model.training and logprobs is not None:
+            self.finite_steps.see_loss(loss, inputs, logprobs)
+        return loss
+
     # The baseline: everything gathered, one step in the main process, advantages for all.
 
     def _advantages(
@@ -222,18 +242,25 @@ class PoiseTrainer(CheckpointedTrainer):
         completion_lengths = self.accelerator.gather(completion_mask.sum(dim=1))
         advantages = torch.zeros_like(rewards)
         if self.accelerator.is_main_process:
-            step = self.baseline.step(
-                features,
-                rewards.cpu().double(),
-                prompts=prompts,
-                domains=None if all(domain is None for domain in domains) else [str(domain) for domain in domains],
-                weights=weights,
-            )
-            for name, number in step.metrics.items():
-                self._metrics["train"][name].append(number)
+            rewards = rewards.cpu().double()
+            step = None
+            if self.finite_steps.see_batch(rewards, features, weights):
+                step = self.baseline.step(
+                    features,
+                    rewards,
+                    prompts=prompts,
+                    domains=None if all(domain is None for domain in domains) else [str(domain) for domain in domains],
+                    weights=weights,
+                )
+                for name, number in step.metrics.items():
+                    self._metrics["train"][name].append(number)
             ratio = scored.get("importance_sampling_ratio")
             if ratio is not None:
                 self._metrics["train"]["poise/masked_share"].append((ratio == 0).float().mean().item())
+            unknown = torch.full_like(rewards, torch.nan)  # a batch that nothing may be learned from
+            made = {
+                name: unknown if step is None else getattr(step, name) for name in ("values", "baselines", "advantages")
+            }
             self.last_step = step
             self.last_rollouts = {
                 "step": self.state.global_step,
@@ -241,12 +268,10 @@ class PoiseTrainer(CheckpointedTrainer):
                 "completions": [completion_text(each) for each in list(self._logs["completion"])[-len(rewards) :]],
                 "completion_lengths": completion_lengths.tolist(),
                 "rewards": rewards.tolist(),
-                "values": step.values.tolist(),
-                "baselines": step.baselines.tolist(),
-                "advantages": step.advantages.tolist(),
+                **{name: column.tolist() for name, column in made.items()},
                 "domains": domains,
             }
-            advantages = step.advantages.to(rewards)
+            advantages = made["advantages"].to(advantages)
         gathered: Tensor = broadcast(advantages, from_process=0)
         return gathered
 
