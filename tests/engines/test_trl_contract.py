@@ -17,6 +17,7 @@ METHODS = {
     "_get_per_token_logps_and_entropies": ["self", "model", "input_ids", "attention_mask", "logits_to_keep"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_generate_and_score_completions": ["self", "inputs"],
+    "compute_loss": ["self", "model", "inputs"],
     "_get_train_sampler": ["self", "dataset"],
     "train": ["self", "resume_from_checkpoint"],
     "_save_checkpoint": ["self", "model", "trial"],

@@ -8,6 +8,7 @@ Dimensions: N rollouts of the generation batch over all processes, B of this pro
 """
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import logging
@@ -31,6 +32,9 @@ from poise.features import Features, reasoning_mask, score_norm_weights
 from poise.hidden_states import HiddenStateCapture, capture_hidden_states, decoder_blocks
 
 logger = logging.getLogger(__name__)
+
+BATCHES_BETWEEN_CHECKS = 50
+"""Generation batches from one comparison between processes to the next; the first is compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,7 @@ class PoiseTrainer(CheckpointedTrainer):
     _rewards_per_func: Tensor | None = None
     _extra_forward_said = False
     _newest_logprobs: Tensor | None = None
+    _batches = 0
 
     def __init__(
         self,
@@ -272,8 +277,24 @@ class PoiseTrainer(CheckpointedTrainer):
                 "domains": domains,
             }
             advantages = made["advantages"].to(advantages)
-        gathered: Tensor = broadcast(advantages, from_process=0)
-        return gathered
+        received: Tensor = broadcast(advantages, from_process=0)
+        self._check_agreement(received)
+        return received
+
+    def _check_agreement(self, advantages: Float[Tensor, "N"]) -> None:
+        """Now and then, see that all processes train on the same advantages: by their digests.
+
+        Raises:
+            RuntimeError: If they do not.
+        """
+        if self._batches % BATCHES_BETWEEN_CHECKS == 0:
+            digests = gather_object([hashlib.sha256(advantages.cpu().numpy().tobytes()).hexdigest()])
+            if len(set(digests)) > 1:
+                raise RuntimeError(
+                    f"the {len(digests)} processes have received different advantages at step "
+                    f"{self.state.global_step}: their connection is not to be trusted"
+                )
+        self._batches += 1
 
     def _gathered_features(self, features: Features) -> Features:
         """The features of all N rollouts, in the order of the rewards."""
