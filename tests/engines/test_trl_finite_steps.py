@@ -112,11 +112,11 @@ def test_a_gradient_that_is_not_finite_is_taken_away_and_explained(build, tmp_pa
 
 
 def test_without_the_guard_one_bad_gradient_spoils_the_policy(build):
-    # The control: the host alone trains on.
+    # The control: the host alone takes the step. It is the last one: nothing can be sampled any more.
     trainer = build(**TRAINED)
     trainer.remove_callback(trainer.finite_steps)
     parameter = list(trainer.model.parameters())[5]
-    parameter.register_hook(lambda gradient: gradient * torch.inf if trainer.state.global_step == 3 else gradient)
+    parameter.register_hook(lambda gradient: gradient * torch.inf if trainer.state.global_step == 5 else gradient)
     trainer.train()
     assert not all(each.isfinite().all() for each in trainer.model.parameters())
 
