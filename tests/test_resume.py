@@ -289,6 +289,15 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     )
 
 
+def test_a_folder_in_which_another_process_trains_is_refused(stopped):
+    before = {path: path.stat().st_mtime_ns for path in stopped.rglob("*") if path.name != ".lock"}
+    with RunDirectory(stopped).held():
+        result = train(stopped.parent, "--name", "run", *OPTIONS)
+    assert result.exit_code == 2
+    assert result.stderr == f"poise train: {stopped} is in use: another process is training there\n"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = train(tmp_path, *OPTIONS)

@@ -12,11 +12,13 @@ of metrics are flushed one by one, and a last line that was cut off is not read.
 first cut back to it, so that nothing is missing and nothing is there twice.
 """
 
+import fcntl
 import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,20 @@ class RunDirectory:
     def is_done(self) -> bool:
         """Whether the run there has come to its end; the report is the last file that it writes."""
         return self.report.is_file() and self.summary.is_file() and not self.read_summary()["stopped_early"]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out; the hold ends with the process, however it ends.
+
+        Raises:
+            BlockingIOError: If another process holds the folder.
+        """
+        with (self.path / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlockingIOError(f"{self.path} is in use: another process is training there") from error
+            yield
 
     def cut_back(self, step: int) -> None:
         """Leave of the run what was there after that step; -1 for nothing but its settings."""

@@ -113,9 +113,14 @@ class TrainingRun:
 
         Raises:
             CheckpointError: If the checkpoint is of another model, or not whole.
+            BlockingIOError: If another process is training in the directory.
             OSError: If something cannot be written; the last checkpoint is whole.
             FloatingPointError: If many steps in a row had numbers that are not finite.
         """
+        with self.directory.held():
+            return self._train(watch, stop)
+
+    def _train(self, watch: Watch, stop: Stop) -> dict[str, Any]:
         progress = Progress(steps=self.settings.steps)
         recorder = RunRecorder(self.trainer, self.graded_task, self.settings, self.directory, progress, watch, stop)
         self.trainer.add_callback(recorder)

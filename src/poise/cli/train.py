@@ -114,7 +114,7 @@ def train(
         try:
             with stop_on_interrupt() as asked, shown_progress() as watch:
                 summary = ready.train(watch=watch, stop=lambda: bool(asked))
-        except CheckpointError as error:
+        except (CheckpointError, BlockingIOError) as error:
             raise said(error, code=2) from error
         except (OSError, FloatingPointError) as error:
             raise said(error, code=1, then=command_to_go_on(ready.directory.path)) from error
