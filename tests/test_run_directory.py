@@ -193,9 +193,10 @@ def test_a_run_is_done_when_its_report_is_written_and_it_was_not_stopped_early(t
     assert not directory.is_done
 
 
-def test_only_a_run_that_measured_nothing_is_discarded(tmp_path):
-    used, unused = taken(tmp_path / "used"), taken(tmp_path / "unused")
+def test_only_a_run_that_measured_nothing_and_is_not_in_use_is_discarded(tmp_path):
+    used, held, unused = (taken(tmp_path / name) for name in ("used", "held", "unused"))
     used.append_metrics({"step": 0})
-    for directory in (used, unused):
-        directory.discard_if_unused()
-    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+    with held.held():
+        for directory in (used, held, unused):
+            RunDirectory(directory.path).discard_if_unused()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["held", "used"]

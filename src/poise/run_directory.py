@@ -18,7 +18,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +137,10 @@ class RunDirectory:
             path.unlink(missing_ok=True)
 
     def discard_if_unused(self) -> None:
-        """Remove the folder of a run that never measured anything."""
-        if self.config.is_file() and not self.metrics.stat().st_size and not any(self.checkpoints.iterdir()):
-            shutil.rmtree(self.path)
+        """Remove the folder of a run that never measured anything, and that no other process is training in."""
+        with suppress(BlockingIOError), self.held():
+            if self.config.is_file() and not self.metrics.stat().st_size and not any(self.checkpoints.iterdir()):
+                shutil.rmtree(self.path)
 
     def _is_bare(self) -> bool:
         """Whether nothing lies there but what `take` makes before it writes `config.yaml`."""

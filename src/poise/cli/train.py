@@ -5,6 +5,7 @@ is one sentence and exit code 2, a disk that cannot be written to is one and exi
 can go on exactly, with everything written. However a run ended, the same command goes on with it.
 """
 
+import errno
 import logging
 import os
 import re
@@ -109,7 +110,7 @@ def train(
             raise said(error, code=2) from error
         if ready is None:
             return None
-        from poise.engines.trl.checkpoints import CheckpointError  # a heavy import, made by now
+        from poise.engines.trl.checkpoints import CheckpointError
 
         try:
             with stop_on_interrupt() as asked, shown_progress() as watch:
@@ -117,6 +118,8 @@ def train(
         except (CheckpointError, BlockingIOError) as error:
             raise said(error, code=2) from error
         except (OSError, FloatingPointError) as error:
+            if isinstance(error, OSError) and not is_about_the_disk(error):  # of a reward function, say
+                raise
             raise said(error, code=1, then=command_to_go_on(ready.directory.path)) from error
         except KeyboardInterrupt as error:
             raise said("stopped at once", code=130, then=command_to_go_on(ready.directory.path)) from error
@@ -129,6 +132,14 @@ def said(trouble: object, *, code: int, then: str | None = None) -> typer.Exit:
     if then:
         typer.echo(then, err=True)
     return typer.Exit(code)
+
+
+def is_about_the_disk(error: OSError) -> bool:
+    """Whether something could not be written, and there is something to do about it outside the program."""
+    from poise.engines.trl.checkpoints import CheckpointNotWrittenError
+
+    of_disk = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+    return isinstance(error, CheckpointNotWrittenError) or error.errno in of_disk
 
 
 def command_to_go_on(path: Path) -> str:

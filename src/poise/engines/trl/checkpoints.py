@@ -39,6 +39,10 @@ class CheckpointError(ValueError):
     """A checkpoint that training cannot go on from; the sentence says why."""
 
 
+class CheckpointNotWrittenError(OSError):
+    """A checkpoint that could not be written; the sentence says why, and what to do."""
+
+
 class CheckpointedTrainer(GRPOTrainer):  # type: ignore[misc]
     """A `trl.GRPOTrainer` whose checkpoints hold a baseline, are whole or not there, and are continued exactly.
 
@@ -124,7 +128,7 @@ class CheckpointedTrainer(GRPOTrainer):  # type: ignore[misc]
         """A whole checkpoint: it is written aside and renamed when every file of every process is there.
 
         Raises:
-            OSError: If it cannot be written; the checkpoints before it are as they were.
+            CheckpointNotWrittenError: If it cannot be written; the checkpoints before it are as they were.
         """
         folder, name = Path(self._get_output_dir(trial=trial)), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         # An upload reads the folder while training goes on: it cannot be renamed.
@@ -176,7 +180,7 @@ def failure_explained(folder: Path, name: str) -> Iterator[None]:
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         free = shutil.disk_usage(folder).free / 2**20 if folder.exists() else 0.0
         before = [each.name for each in checkpoints(folder)]
-        raise OSError(
+        raise CheckpointNotWrittenError(
             f"{name} could not be written to {folder}, where {free:.0f} MiB are free ({error}). Make room, or make the "
             f"folder writable, and start the run again: it goes on from {before[-1] if before else 'its beginning'}"
         ) from error
