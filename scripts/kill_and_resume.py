@@ -40,9 +40,10 @@ PATIENCE = 600.0
 CLOCKS = {"seconds", "training_seconds", "step_time", "train_runtime", "train_samples_per_second"}
 CLOCKS |= {"train_steps_per_second", "earlier_seconds"}
 """What wall-clock times are called, wherever they are written."""
-NOT_COMPARED = {"training_args.bin", "checksums.sha256", "report.html", "learning_curve.png", "learning_curve.svg"}
-"""The first holds the folder's own path, the second digests of files with times in them; the rest is drawn from files
-that are compared."""
+NOT_COMPARED = {"training_args.bin", "checksums.sha256", "README.md"}
+"""They hold the folder's own path; digests of files with times in them; the host's tags, in the order of a set."""
+NOT_COMPARED |= {"report.html", "learning_curve.png", "learning_curve.svg"}
+"""Drawn from files that are compared."""
 
 
 @dataclass(frozen=True)
