@@ -101,7 +101,7 @@ class RunDirectory:
         """For each setting that the run there has otherwise, a clause with both sides."""
         theirs = yaml.safe_load(self.config.read_text())
         theirs = theirs if isinstance(theirs, dict) else {}
-        mine = yaml.safe_load(yaml.safe_dump(dict(settings)))
+        mine = yaml.safe_load(yaml.safe_dump(dict(settings), sort_keys=False))
         names = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
         return [f"{name} is {theirs.get(name)!r} there and {mine.get(name)!r} here" for name in names]
 
