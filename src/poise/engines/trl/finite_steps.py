@@ -8,6 +8,7 @@ policy, momentum and weight decay stay as they were. Such steps are counted, and
 Dimensions: N rollouts of the generation batch over all processes, B of one minibatch, C completion columns.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -55,11 +56,10 @@ class FiniteSteps(TrainerCallback):  # type: ignore[misc]
         self, rewards: Float[Tensor, " N"], features: Features | None, weights: Float[Tensor, " N"] | None
     ) -> bool:
         """Whether a generation batch may be learned from; NaN rewards may, they are ungradable."""
-        seen: dict[str, Tensor | None] = {"rewards": rewards, "weights": weights}
+        seen: dict[str, Any] = {"rewards": rewards, "weights": weights}
         if features is not None:
-            for name in ("prompt", "completion", "entropies"):
-                seen[f"features.{name}"] = getattr(features, name)
-        self._batch = {name: part for name, part in seen.items() if part is not None}
+            seen |= {f"features.{each.name}": getattr(features, each.name) for each in dataclasses.fields(features)}
+        self._batch = {name: part for name, part in seen.items() if torch.is_tensor(part) and part.is_floating_point()}
         bad = [name for name, part in self._batch.items() if not part.isfinite().all() and name != "rewards"]
         self._batch["causes"] = bad + (["rewards"] if rewards.isinf().any() else [])
         return not self._batch["causes"]
