@@ -43,6 +43,10 @@ test: check  ## everything that CI runs: checks and tests
 test-slow: .venv/installed  ## the tests that take minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
 
+.PHONY: test-kill
+test-kill: .venv/installed  ## kill a run at 20 random moments, resume it, compare byte by byte (ten minutes)
+	$(TEST_ENV) $(BIN)/python scripts/kill_and_resume.py --kills 20
+
 .PHONY: test-gpu
 test-gpu: .venv/installed  ## the tests that need a CUDA device
 	$(QUIET) $(BIN)/python -m pytest -m gpu

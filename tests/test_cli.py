@@ -225,12 +225,12 @@ def test_a_run_s_config_makes_the_same_rollouts_whether_or_not_it_is_measured(ru
     assert last[0]["held_out/accuracy"] == last[1]["held_out/accuracy"]
 
 
-def test_a_name_in_use_is_refused_and_nothing_is_lost(runs):
+def test_the_name_of_a_run_with_other_settings_is_refused_with_both_sides_and_nothing_is_lost(runs):
     output, _ = runs
     before = (output / "first" / "metrics.jsonl").read_text()
     result = poise("train", "--output", str(output), "--name", "first", *SHORT)
     assert result.exit_code == 2
-    assert "already holds a run or other files: choose another --name" in result.stderr
+    assert "check_every is 2 there and 1 here; check_prompts is 16 there and 256 here" in result.stderr
     assert (output / "first" / "metrics.jsonl").read_text() == before
 
 
@@ -257,7 +257,7 @@ def test_the_first_interrupt_asks_and_the_second_interrupts(capsys):
         assert asked
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert "stopping after this step" in capsys.readouterr().out
+    assert "Ctrl-C again to leave at once" in capsys.readouterr().out
 
 
 def test_hosts_are_silent_and_poise_is_heard(capsys):

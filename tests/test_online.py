@@ -614,3 +614,36 @@ def test_features_may_come_and_go_where_they_are_not_read():
     batch.given_to(baseline)
     step = baseline.step(None, [1.0, 0.0], prompts=["a", "a"])
     assert step.baselines.tolist() == [0.0, 1.0]
+
+
+# Fits that cannot be solved
+
+
+@pytest.mark.parametrize("earlier_steps", [0, 2])
+def test_a_fit_that_cannot_be_solved_gives_way_to_the_leave_out_mean_and_is_counted(monkeypatch, earlier_steps):
+    preset = small("poise")
+    baseline = after(preset, *(batch(seed) for seed in range(earlier_steps)))
+    rollouts = batch(9)
+
+    def unsolvable(matrix):
+        raise torch.linalg.LinAlgError("it does not converge")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.linalg, "eigh", unsolvable)
+        step = rollouts.given_to(baseline)
+    assert step.metrics["poise/inexact_share"] == 1
+    past = [batch(seed) for seed in range(earlier_steps)]
+    rewards, weights, prompts = (
+        [float(entry) if name != "prompts" else entry for each in [*past, rollouts] for entry in getattr(each, name)]
+        for name in ("rewards", "weights", "prompts")
+    )
+    first = len(rewards) - len(rollouts.rewards)
+    for row, prompt in enumerate(rollouts.prompts):
+        others = [k for k in range(len(rewards)) if k < first or prompts[k] != prompt]
+        mean = sum(weights[k] * rewards[k] for k in others) / sum(weights[k] for k in others)
+        assert step.baselines[row] in (pytest.approx(mean), 0.0)  # zero where no baseline at all is in charge
+    assert (step.baselines != 0).any()
+    # The step is learned from, and the next one is solved.
+    following = batch(10).given_to(baseline)
+    assert following.metrics["poise/inexact_share"] == 0
+    assert following.baselines.isfinite().all()

@@ -123,3 +123,80 @@ def test_pictures_of_whole_and_of_barely_begun_runs_are_written(tmp_path, metric
     svg = (directory.path / "learning_curve.svg").read_text()
     assert "<svg" in svg
     assert str(tmp_path) not in svg
+
+
+# Taken again.
+
+SETTINGS = {"seed": 0, "layers": [1], "learning_rate": 1e-4, "text": None}
+
+
+def taken(path):
+    directory = RunDirectory(path)
+    directory.take(SETTINGS)
+    return directory
+
+
+def test_a_folder_is_taken_by_its_own_settings_and_refused_to_others_with_all_differences(tmp_path):
+    directory = taken(tmp_path / "run")
+    directory.append_metrics({"step": 0})
+    taken(directory.path)
+    assert directory.read_metrics() == [{"step": 0}]
+    with pytest.raises(
+        ValueError, match=r"seed is 0 there and 1 here; beta is None there and 0\.5 here\. Choose another"
+    ):
+        RunDirectory(directory.path).take(SETTINGS | {"seed": 1, "beta": 0.5})
+
+
+def test_a_folder_left_before_its_settings_were_written_is_taken(tmp_path):
+    bare = RunDirectory.create(tmp_path / "run")
+    (bare.path / "config.yaml.unfinished").write_text("se")
+    assert yaml.safe_load(taken(bare.path).config.read_text()) == SETTINGS
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "rollouts/step-000001.parquet", "checkpoints/checkpoint-2/model"])
+def test_a_folder_of_something_else_is_refused(tmp_path, name):
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).touch()
+    with pytest.raises(FileExistsError, match="already holds other files: choose another --name"):
+        taken(tmp_path / "run")
+
+
+def test_a_run_is_cut_back_to_a_step(tmp_path):
+    directory = taken(tmp_path / "run")
+    for step in range(4):
+        directory.append_metrics({"step": step, "seconds": 0.1 * step})
+    lines = directory.metrics.read_text().splitlines()
+    with directory.metrics.open("a") as file:
+        file.write('{"step": 4, "sec')
+    for name in ("step-000001.parquet", "step-000003.parquet", "step-000001.unfinished"):
+        (directory.rollouts / name).touch()
+    directory.first_bad_step.write_text('{"step": 3}')
+    for path in (directory.report, directory.path / "learning_curve.svg"):
+        path.touch()
+    directory.write_summary({"stopped_early": True})
+    directory.cut_back(2)
+    assert directory.metrics.read_text().splitlines() == lines[:3]
+    left = {path.relative_to(directory.path).as_posix() for path in directory.path.rglob("*") if path.is_file()}
+    assert left == {"config.yaml", "metrics.jsonl", "rollouts/step-000001.parquet"}
+    directory.cut_back(-1)
+    assert directory.read_metrics() == []
+    assert not list(directory.rollouts.iterdir())
+
+
+def test_a_run_is_done_when_its_report_is_written_and_it_was_not_stopped_early(tmp_path):
+    directory = taken(tmp_path / "run")
+    directory.write_summary({"stopped_early": False})
+    assert not directory.is_done
+    directory.report.touch()
+    assert directory.is_done
+    directory.write_summary({"stopped_early": True})
+    assert not directory.is_done
+
+
+def test_only_a_run_that_measured_nothing_and_is_not_in_use_is_discarded(tmp_path):
+    used, held, unused = (taken(tmp_path / name) for name in ("used", "held", "unused"))
+    used.append_metrics({"step": 0})
+    with held.held():
+        for directory in (used, held, unused):
+            RunDirectory(directory.path).discard_if_unused()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["held", "used"]

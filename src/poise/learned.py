@@ -20,7 +20,11 @@ from poise.projection import projected_states
 
 
 class LearnedBaseline:
-    """Window, prompt history and risk records of the leave-one-prompt-out ridge."""
+    """Window, prompt history and risk records of the leave-one-prompt-out ridge.
+
+    Attributes:
+        solved: Whether every fit of the newest step could be solved.
+    """
 
     def __init__(self, recipe: LeaveOnePromptOutRecipe) -> None:
         self.recipe = recipe
@@ -29,6 +33,7 @@ class LearnedBaseline:
         self.history = PromptHistory(forgetting=recipe.history_forgetting, capacity=recipe.history_prompts)
         self.window: EvidenceRows | None = None
         targets = ("baseline", "value") if recipe.weighted else ("baseline",)
+        self.solved = True
         self.records = {t: RiskRecord(len(self.candidates), decay=recipe.risk_decay) for t in targets}
 
     def step(self, batch: Batch) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"], Int[Tensor, " rows"]]:
@@ -36,17 +41,10 @@ class LearnedBaseline:
         domains = self._domain_numbers(batch.domains)
         new = self._evidence(batch, domains)
         rows = self.window.followed_by(new) if self.window else new
-        matrix = self._matrix(rows, settled_on=self.window) if self.window else None
         out = {}
-        for target, record in self.records.items():
-            weighted = self.recipe.weighted and target == "baseline"
-            if matrix is None:
-                predictions, in_charge = self._first_predictions(new, batch, weighted=weighted)
-            else:
-                predictions = self._predictions(matrix, rows, batch.groups, weighted=weighted)
-                in_charge = record.in_charge(domains)
+        for target, (predictions, in_charge) in self._fits(new, rows, batch).items():
             out[target] = predictions.gather(0, in_charge[None])[0], in_charge
-            self._observe(record, predictions, new, weighted=weighted)
+            self._observe(self.records[target], predictions, new, weighted=self._is_weighted(target))
         baselines, in_charge = out["baseline"]
         values, _ = out.get("value", out["baseline"])
         self.window = rows[rows.gradable][-self.recipe.window_rows :] if self.recipe.window_rows else rows[:0]
@@ -54,6 +52,38 @@ class LearnedBaseline:
         seen = [(k, r) for k, r, g in zip(batch.keys, batch.rewards.tolist(), gradable, strict=True) if g]
         self.history.observe([k for k, _ in seen], [r for _, r in seen])
         return baselines, values, in_charge
+
+    def _fits(
+        self, new: EvidenceRows, rows: EvidenceRows, batch: Batch
+    ) -> dict[str, tuple[Float[Tensor, "candidates batch"], Int[Tensor, " batch"]]]:
+        """For each target every candidate's predictions, and who is in charge.
+
+        Where a fit cannot be solved, or gives no finite number, the leave-out mean of the rewards stands in.
+        """
+        fits = {}
+        try:
+            matrix = self._matrix(rows, settled_on=self.window) if self.window else None
+            for target, record in self.records.items():
+                weighted = self._is_weighted(target)
+                if matrix is None:
+                    fits[target] = self._first_predictions(new, batch, weighted=weighted)
+                else:
+                    predictions = self._predictions(matrix, rows, batch.groups, weighted=weighted)
+                    fits[target] = predictions, record.in_charge(new.domain)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            unsolved = torch.full((len(self.candidates), len(batch.groups)), torch.nan, dtype=torch.float64)
+            unsolved[0] = 0  # the zero baseline, which needs no fit
+            fits = {target: (unsolved, record.in_charge(new.domain)) for target, record in self.records.items()}
+        self.solved = all(bool(predictions.isfinite().all()) for predictions, _ in fits.values())
+        if self.solved:
+            return fits
+        means = {
+            t: _leave_out_means(rows, self._weights(rows, weighted=self._is_weighted(t)), batch.groups) for t in fits
+        }
+        return {t: (torch.where(p.isfinite(), p, means[t]), in_charge) for t, (p, in_charge) in fits.items()}
+
+    def _is_weighted(self, target: str) -> bool:
+        return self.recipe.weighted and target == "baseline"
 
     def _domain_numbers(self, names: list[str]) -> Int[Tensor, " rows"]:
         self.domains += [name for name in dict.fromkeys(names) if name not in self.domains]
@@ -147,6 +177,19 @@ class LearnedBaseline:
         for target, record in self.records.items():
             for name in ("losses", "weights", "rows"):
                 setattr(record, name, state[f"risk.{target}.{name}"])
+
+
+def _leave_out_means(
+    rows: EvidenceRows, weights: Float[Tensor, " rows"], groups: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Weighted mean reward of all rows but those of the own prompt in the batch; 0 where there are none."""
+    start = len(rows) - len(groups)
+    paid = torch.where(weights > 0, weights * rows.reward, 0)
+    own = torch.zeros(2, int(groups.max()) + 1, dtype=torch.float64)
+    own[0].index_add_(0, groups, paid[start:])
+    own[1].index_add_(0, groups, weights[start:])
+    paid_outside, weight_outside = paid.sum() - own[0], weights.sum() - own[1]
+    return torch.where(weight_outside > 0, paid_outside / weight_outside, 0)[groups]
 
 
 def _outside_range(

@@ -144,6 +144,8 @@ class OnlineBaseline:
             else float("nan"),
             "ungradable_share": 1 - float(batch.gradable.to(torch.float64).mean()),
         }
+        if isinstance(self._method, LearnedBaseline):
+            metrics["inexact_share"] = float(not self._method.solved)
         if in_charge:
             order = list(EVIDENCE_SETS)
             levels = [order.index(in_charge[domain].split()[0]) for domain in batch.domains]

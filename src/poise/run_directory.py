@@ -4,16 +4,21 @@
     metrics.jsonl    one line a step
     rollouts/        one parquet file a generation batch
     checkpoints/     checkpoint-N: the host's files, poise.safetensors and poise.json
-    summary.json, learning_curve.png, learning_curve.svg    at the end
+    first_bad_step.json    only where numbers of a step were not finite
+    summary.json, learning_curve.png, learning_curve.svg, report.html    at the end
 
 The rule: a run can be read whenever it was cut off. Whole files are written beside their place and then renamed; lines
-of metrics are flushed one by one, and a last line that was cut off is not read.
+of metrics are flushed one by one, and a last line that was cut off is not read. A run that goes on from a checkpoint is
+first cut back to it, so that nothing is missing and nothing is there twice.
 """
 
+import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +50,7 @@ class RunDirectory:
 
     Attributes:
         path: The folder.
-        config, metrics, summary, rollouts, checkpoints: What lies in it.
+        config, metrics, summary, report, first_bad_step, rollouts, checkpoints: What lies in it.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -53,6 +58,8 @@ class RunDirectory:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
+        self.report = self.path / "report.html"
+        self.first_bad_step = self.path / "first_bad_step.json"
         self.rollouts = self.path / "rollouts"
         self.checkpoints = self.path / "checkpoints"
 
@@ -66,14 +73,93 @@ class RunDirectory:
         directory = cls(path)
         if directory.path.is_file() or (directory.path.is_dir() and any(directory.path.iterdir())):
             raise FileExistsError(f"{directory.path} already holds a run or other files: choose another --name")
-        for folder in (directory.rollouts, directory.checkpoints):
-            folder.mkdir(parents=True)
-        directory.metrics.touch()
+        directory._make_folders()
         return directory
+
+    def take(self, settings: Mapping[str, Any]) -> None:
+        """Make the folder of a run with these settings, or find it as an earlier sitting left it.
+
+        Raises:
+            FileExistsError: If something else lies there.
+            ValueError: If the run there has other settings; the sentence has all of them, of both sides.
+        """
+        if self.config.is_file():
+            differences = self.differences(settings)
+            if differences:
+                raise ValueError(f"{self.path} holds another run: {'; '.join(differences)}. Choose another --name")
+        elif self.path.exists() and not self._is_bare():
+            raise FileExistsError(f"{self.path} already holds other files: choose another --name")
+        self._make_folders()
+        if not self.config.is_file():
+            self.write_config(settings)
 
     def write_config(self, settings: Mapping[str, Any]) -> None:
         """Write the run's settings as `config.yaml`, in their order."""
         _write_whole(self.config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+
+    def differences(self, settings: Mapping[str, Any]) -> list[str]:
+        """For each setting that the run there has otherwise, a clause with both sides."""
+        theirs = yaml.safe_load(self.config.read_text())
+        theirs = theirs if isinstance(theirs, dict) else {}
+        mine = yaml.safe_load(yaml.safe_dump(dict(settings), sort_keys=False))
+        names = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+        return [f"{name} is {theirs.get(name)!r} there and {mine.get(name)!r} here" for name in names]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run there has come to its end; the report is the last file that it writes."""
+        return self.report.is_file() and self.summary.is_file() and not self.read_summary()["stopped_early"]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out; the hold ends with the process, however it ends.
+
+        Raises:
+            BlockingIOError: If another process holds the folder.
+        """
+        with (self.path / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlockingIOError(f"{self.path} is in use: another process is training there") from error
+            yield
+
+    def cut_back(self, step: int) -> None:
+        """Leave of the run what was there after that step; -1 for nothing but its settings."""
+        kept = [line for line in self._whole_lines() if json.loads(line)["step"] <= step]
+        _write_whole(self.metrics, "".join(f"{line}\n" for line in kept))
+        for path in self.rollouts.glob("step-*"):
+            if path.suffix != ".parquet" or int(path.stem.rpartition("-")[2]) > step:
+                path.unlink()
+        if self.first_bad_step.is_file() and json.loads(self.first_bad_step.read_text())["step"] > step:
+            self.first_bad_step.unlink()
+        for path in (self.summary, self.report, *self.path.glob("learning_curve.*"), *self.path.glob("*.unfinished")):
+            path.unlink(missing_ok=True)
+
+    def discard_if_unused(self) -> None:
+        """Remove the folder of a run that never measured anything, and that no other process is training in."""
+        with suppress(BlockingIOError), self.held():
+            if self.config.is_file() and not self.metrics.stat().st_size and not any(self.checkpoints.iterdir()):
+                shutil.rmtree(self.path)
+
+    def _is_bare(self) -> bool:
+        """Whether nothing lies there but what `take` makes before it writes `config.yaml`."""
+        ours = {self.rollouts, self.checkpoints, self.metrics, _unfinished(self.config)}
+        used = (self.metrics.is_file() and self.metrics.stat().st_size) or any(
+            folder.is_dir() and any(folder.iterdir()) for folder in (self.rollouts, self.checkpoints)
+        )
+        return self.path.is_dir() and set(self.path.iterdir()) <= ours and not used
+
+    def _make_folders(self) -> None:
+        try:
+            for folder in (self.rollouts, self.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+            if not self.metrics.exists():
+                self.metrics.touch()
+        except OSError as error:
+            raise OSError(
+                f"{self.path} cannot be written to ({error.strerror}): choose another --output or make it writable"
+            ) from error
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`; numbers that are not finite become null."""
@@ -82,8 +168,15 @@ class RunDirectory:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of `metrics.jsonl`, without a last one that was cut off."""
-        whole = self.metrics.read_text().rpartition("\n")[0]
-        return [json.loads(line) for line in whole.splitlines()]
+        return [json.loads(line) for line in self._whole_lines()]
+
+    def _whole_lines(self) -> list[str]:
+        return self.metrics.read_text().rpartition("\n")[0].splitlines()
+
+    def read_summary(self) -> dict[str, Any]:
+        """What `summary.json` says."""
+        summary: dict[str, Any] = json.loads(self.summary.read_text())
+        return summary
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`."""
@@ -140,9 +233,12 @@ def sibling_rows(prompts: Sequence[str]) -> list[int | None]:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    _unfinished(path).write_text(text)
+    os.replace(_unfinished(path), path)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(path.name + ".unfinished")
 
 
 def _finite(value: Any) -> Any:

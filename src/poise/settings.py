@@ -35,7 +35,9 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
     "bf16": False,
     "logging_steps": 1,
     "save_strategy": "steps",
-    "save_steps": 0.5,
+    # The newest to go on from, and two before it should the disk have spoiled that one.
+    "save_steps": 0.1,
+    "save_total_limit": 3,
     "disable_tqdm": True,
     "report_to": [],
     "dataloader_pin_memory": False,

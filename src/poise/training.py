@@ -1,14 +1,15 @@
 """What is a training run? A policy, a task, a trainer, held-out accuracy before, during and after, and a run directory.
 
-The rule: whatever is measured leaves the training as it would have been, and whatever happened so far is on disk, so
-that a run that is stopped early ends as one that was short.
+The rule: whatever is measured leaves the training as it would have been, and whatever happened so far is on disk. So a
+run that is stopped early ends as one that was short, and one that is started again, with the same settings in the same
+folder, goes on from its newest whole checkpoint and ends as if it had never been stopped.
 """
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +18,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from poise.engines.trl import PoiseConfig, PoiseTrainer
+from poise.engines.trl.checkpoints import checkpoint_step, newest_whole_checkpoint, read_beside
 from poise.evaluate import HeldOutAccuracy, Sampling, accuracy_of_rewards, sampled_completions
 from poise.models.named import named_model, named_tokenizer
 from poise.report.learning_curve import write_learning_curve
@@ -40,8 +42,12 @@ class Progress:
     step: int = 0
     rollouts: int = 0
     generated_tokens: int = 0
+    skipped_steps: int = 0
+    """Steps whose numbers were not finite."""
     seconds: float = 0.0
-    """Since the first step began."""
+    """Since the first step began, without the time in which the run was stopped."""
+    earlier_seconds: float = 0.0
+    """Those of them that were spent in earlier sittings."""
     reward: float = float("nan")
     """Mean of the newest generation batch."""
     ceiling_share: float = float("nan")
@@ -53,19 +59,27 @@ class Progress:
     """The newest; `before` until the first step."""
 
 
+KEPT = ("step", "rollouts", "generated_tokens", "skipped_steps", "seconds", "reward", "ceiling_share", "in_charge")
+"""Fields of `Progress` that a run goes on with."""
+
 Watch = Callable[[Progress], None]
 Stop = Callable[[], bool]
 
 
 class TrainingRun:
-    """A run that is ready to start: policy and problems are loaded, `config.yaml` is written.
+    """A run that is ready to start, or to go on: policy and problems are loaded, `config.yaml` is written.
 
     Args:
         settings: What to train, on what, how.
-        directory: An empty run directory.
+        directory: A new run directory, or one with a run of the same settings.
+
+    Attributes:
+        checkpoint: What it goes on from; None where it begins.
 
     Raises:
-        ValueError: If settings contradict each other, or ask for what the task or the model does not have.
+        ValueError: If settings contradict each other, differ from those of the run in the directory, or ask for what
+            the task or the model does not have.
+        FileExistsError: If the directory holds something else.
         FileNotFoundError: If the file of a task is not there.
     """
 
@@ -73,7 +87,7 @@ class TrainingRun:
         self.settings, self.directory = settings, directory
         self._created = time.monotonic()
         config = settings.poise_config(directory.checkpoints)
-        resolved = settings.resolved(config)
+        directory.take(settings.resolved(config))
         tokenizer = named_tokenizer(settings.model, chat=settings.chat)
         self.graded_task = GradedTask(
             settings.task_spec,
@@ -84,24 +98,42 @@ class TrainingRun:
             chat_options=config.chat_template_kwargs,
         )
         self.trainer = policy_trainer(settings, config, tokenizer, self.graded_task)
-        directory.write_config(resolved)
+        self.checkpoint = newest_whole_checkpoint(directory.checkpoints)
 
     def train(self, *, watch: Watch = lambda progress: None, stop: Stop = lambda: False) -> dict[str, Any]:
         """Train the policy and leave all of the run in its directory.
 
         Args:
             watch: Called whenever there is something new to see.
-            stop: Asked after every step; when it says True, the run ends as if that step had been the last.
+            stop: Asked after every step; when it says True, the run ends, as if that step had been the last, as soon as
+                all sampled rollouts are trained on: its checkpoint is one that it can go on from exactly.
 
         Returns:
             What is written to `summary.json`.
+
+        Raises:
+            CheckpointError: If the checkpoint is of another model, or not whole.
+            BlockingIOError: If another process is training in the directory.
+            OSError: If something cannot be written; the last checkpoint is whole.
+            FloatingPointError: If many steps in a row had numbers that are not finite.
         """
+        with self.directory.held():
+            return self._train(watch, stop)
+
+    def _train(self, watch: Watch, stop: Stop) -> dict[str, Any]:
         progress = Progress(steps=self.settings.steps)
         recorder = RunRecorder(self.trainer, self.graded_task, self.settings, self.directory, progress, watch, stop)
         self.trainer.add_callback(recorder)
+        self.trainer.saved_beside = recorder.state
+        self.trainer.finite_steps.file = self.directory.first_bad_step
+        self.directory.cut_back(checkpoint_step(self.checkpoint) if self.checkpoint else -1)
         with torch_threads(self.settings.torch_threads), closing(self.graded_task):
-            recorder.measure_before()
-            self.trainer.train(resume_from_checkpoint=self.trainer.args.resume_from_checkpoint)
+            if self.checkpoint:
+                recorder.restore(read_beside(self.checkpoint))
+            else:
+                recorder.measure_before()
+            if progress.step < progress.steps:
+                self.trainer.train(self.checkpoint or self.trainer.args.resume_from_checkpoint)
             after = recorder.accuracy_after()
         assert progress.before is not None
         summary = {
@@ -114,16 +146,17 @@ class TrainingRun:
             "seed": self.settings.seed,
             "steps": progress.step,
             "stopped_early": progress.step < self.settings.steps,
+            "skipped_steps": progress.skipped_steps,
             "rollouts": progress.rollouts,
             "generated_tokens": progress.generated_tokens,
             "grading": dict(self.graded_task.grader.counts),
-            "seconds": round(time.monotonic() - self._created, 2),
+            "seconds": round(progress.earlier_seconds + time.monotonic() - self._created, 2),
             "training_seconds": round(progress.seconds, 2),
             "versions": versions(),
         }
         self.directory.write_summary(summary)
         write_learning_curve(self.directory)
-        write_report(self.directory)
+        write_report(self.directory)  # the last: with it the run is done
         return summary
 
 
@@ -200,7 +233,26 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         self._seen: dict[str, Any] | None = None
         self._measured: dict[str, Any] = {}
         self._final: HeldOutAccuracy | None = None
+        self._stopping = False
         self._started = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run needs to know of it so far, in plain values."""
+        known = {name: getattr(self.progress, name) for name in ("before", "held_out")} | {"after": self._final}
+        plain = {name: getattr(self.progress, name) for name in KEPT}
+        grading = dict(self.graded_task.grader.counts)
+        return plain | {name: each and asdict(each) for name, each in known.items()} | {"grading": grading}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        for name in KEPT:
+            setattr(self.progress, name, state[name])
+        self.progress.earlier_seconds = state["seconds"]
+        before, held_out, after = (
+            HeldOutAccuracy(**state[name]) if state[name] else None for name in ("before", "held_out", "after")
+        )
+        self.progress.before, self.progress.held_out, self._final = before, held_out, after
+        self.graded_task.grader.counts.update(state["grading"])
 
     def measure_before(self) -> None:
         """Held-out accuracy of the untrained policy, as the line of step 0."""
@@ -217,7 +269,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
     ) -> None:
-        self._started = time.monotonic()
+        self._started = time.monotonic() - self.progress.earlier_seconds
         self.progress.activity = "training"
         self.watch(self.progress)
 
@@ -226,18 +278,38 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         progress = self.progress
         progress.step = state.global_step
+        progress.skipped_steps += self.trainer.finite_steps.skipped
         progress.seconds = time.monotonic() - self._started
         if self.trainer.last_rollouts is not self._seen:
             self._take_rollouts()
-        stopping = self.stop()
         every = self.settings.steps_between_checks
-        if stopping or progress.step >= progress.steps:
+        done = progress.step >= progress.steps
+        if done:
             self.accuracy_after()
-            control.should_training_stop = True
-            control.should_save = control.should_log = True
         elif every and progress.step % every == 0:
             self._measure(self.problems[: self.settings.check_prompts], "training")
+        if done:
+            control.should_training_stop = control.should_save = True
+        elif self.stop() and progress.step % self.trainer.args.steps_between_generations == 0:
+            self._stopping = control.should_save = True
         self.watch(progress)
+        return self._with_line(control)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
+    ) -> TrainerControl:
+        # Only now: a checkpoint holds the control, and is the same whether or not the run is stopped there.
+        control.should_training_stop = control.should_training_stop or self._stopping
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
+    ) -> TrainerControl:
+        return self._with_line(control)
+
+    def _with_line(self, control: TrainerControl) -> TrainerControl:
+        """Whatever a checkpoint follows on is logged before it is made: a checkpoint holds no half-made averages."""
+        control.should_log = control.should_log or control.should_save
         return control
 
     def on_log(

@@ -4,10 +4,7 @@ A recorder stands between trainer and baseline, so that every test sees exactly 
 """
 
 import logging
-import os
 import runpy
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -428,83 +425,3 @@ def test_step_sizes_are_measured(tmp_path, monkeypatch):
     assert divided[0] / plain[0] == pytest.approx(2**0.5, rel=1e-3)
     assert divided[1] / plain[1] == pytest.approx(2**0.5, rel=1e-3)
     assert table["poise, G = 2"][1] > 0
-
-
-# Several processes.
-
-TWO_PROCESSES = """
-import os, sys, torch
-sys.path.insert(0, {tests!r})
-from recording import addition_prompts, share_of_digits
-from conformance import character_tokenizer
-from poise.engines.trl import PoiseConfig, PoiseTrainer
-args = PoiseConfig({run!r}, per_device_train_batch_size=3, steps_per_generation=2, max_completion_length=6, max_steps=2,
-    learning_rate=0.0, bf16=False, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True, num_generations=4)
-trainer = PoiseTrainer({model!r}, share_of_digits, args, train_dataset=addition_prompts(),
-    processing_class=character_tokenizer())
-given, scored = [], []
-step, score = trainer.baseline.step, trainer._generate_and_score_completions
-trainer.baseline.step = lambda *a, **k: given.append((a, k)) or step(*a, **k)
-trainer._generate_and_score_completions = lambda inputs: scored.append(score(inputs)) or scored[-1]
-trainer.train()
-rank = trainer.accelerator.process_index
-assert trainer.accelerator.num_processes == 2
-everyone = trainer.accelerator.gather(scored[0]["advantages"])
-if rank == 0:
-    (features, rewards), named = given[0]
-    assert len(features.prompt) == len(rewards) == len(named["prompts"]) == len(named["weights"]) == 12
-    assert [named["prompts"].count(each) for each in named["prompts"]] == [4] * 12  # a group lies on both processes
-    torch.testing.assert_close(everyone.double(), torch.tensor(trainer.last_rollouts["advantages"]).double())
-else:
-    assert given == [] and trainer.last_rollouts is None
-print("both sides agree")
-"""
-
-
-RECORDED_ON_TWO = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-from conformance import *
-from datasets import Dataset
-from poise.engines.trl import PoiseConfig, PoiseTrainer
-steps = recorded_steps()
-current = iter(steps)
-playing = [steps[0]]
-def mine(rows):
-    rank = trainer.accelerator.process_index
-    return rows[8 * rank : 8 * rank + 8]
-def rollouts(prompts, trainer):
-    playing[0] = next(current)
-    assert prompts == mine(playing[0].prompts)
-    return {{"prompt_ids": mine(playing[0].prompt_ids), "completion_ids": mine(playing[0].completion_ids),
-        "logprobs": None}}
-args = PoiseConfig({run!r}, per_device_train_batch_size=4, steps_per_generation=2, max_completion_length=12,
-    max_steps=4, learning_rate=0.0, temperature=TEMPERATURE, bf16=False, use_cpu=True, report_to=[], save_strategy="no",
-    disable_tqdm=True, shuffle_dataset=False, layers=LAYERS, pool_tokens=POOL_TOKENS, end_of_thinking=END_OF_THINKING)
-data = [{{"prompt": prompt, "domain": domain}} for step in steps
-    for prompt, domain in list(zip(step.prompts, step.domains, strict=True))[::2]]
-trainer = PoiseTrainer(recorded_policy(), lambda **columns: mine(playing[0].rewards), args,
-    train_dataset=Dataset.from_list(data), processing_class=character_tokenizer(), rollout_func=rollouts)
-weights, scored = [], []
-step, score = trainer.baseline.step, trainer._generate_and_score_completions
-trainer.baseline.step = lambda *a, **k: weights.append(k["weights"]) or step(*a, **k)
-trainer._generate_and_score_completions = lambda inputs: scored.append(score(inputs)) or scored[-1]
-trainer.train()
-assert trainer.accelerator.num_processes == 2 and len(scored) == len(steps)
-for found, recorded, expected in zip(scored, steps, library_advantages(steps), strict=True):
-    everyone = trainer.accelerator.gather(found["advantages"]).double()
-    torch.testing.assert_close(everyone, expected, atol=1e-6, rtol=0)
-for found, recorded in zip(weights, steps if trainer.accelerator.is_main_process else [], strict=True):
-    torch.testing.assert_close(found, recorded.weights, atol=1e-4, rtol=1e-5)
-print("both sides agree")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("script", [TWO_PROCESSES, RECORDED_ON_TWO], ids=["fresh rollouts", "recorded rollouts"])
-def test_two_processes_have_the_advantages_of_one(tmp_path, policy_folder, script):
-    file = tmp_path / "two.py"
-    file.write_text(script.format(tests=str(Path(__file__).parent), run=str(tmp_path / "run"), model=policy_folder))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(file)]
-    finished = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert finished.stdout.count("both sides agree") == 2, finished.stderr

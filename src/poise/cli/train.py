@@ -1,13 +1,14 @@
 """`poise train`: which settings were given, and how does the run go?
 
 The rule: standard output is for people and stays readable in a log file. Hosts are silent; what is wrong with the input
-is one sentence and exit code 2; Ctrl-C ends the run after the current step, with everything written.
+is one sentence and exit code 2, a disk that cannot be written to is one and exit code 1. Ctrl-C ends the run where it
+can go on exactly, with everything written. However a run ended, the same command goes on with it.
 """
 
+import errno
 import logging
 import os
 import re
-import shutil
 import signal
 import warnings
 from collections import Counter
@@ -28,6 +29,8 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 if TYPE_CHECKING:
+    from poise.run_directory import RunDirectory
+    from poise.settings import RunSettings
     from poise.training import Progress, TrainingRun
 
 USEFUL_OPTIONS = {
@@ -102,13 +105,46 @@ def train(
         try:
             of_file = config_file(config) if config else {}
             of_line = {key: value for key, value in named.items() if value is not None} | extra_options(context.args)
-            ready = announced_run(of_file, of_line, output=output, name=name)
-        except (ValueError, FileExistsError, FileNotFoundError) as error:
-            typer.echo(f"poise train: {error}", err=True)
-            raise typer.Exit(2) from error
-        with stop_on_interrupt() as asked, shown_progress() as watch:
-            summary = ready.train(watch=watch, stop=lambda: bool(asked))
+            ready = announced_run(of_file, of_line, config=config, output=output, name=name)
+        except (ValueError, OSError) as error:
+            raise said(error, code=2) from error
+        if ready is None:
+            return None
+        from poise.engines.trl.checkpoints import CheckpointError
+
+        try:
+            with stop_on_interrupt() as asked, shown_progress() as watch:
+                summary = ready.train(watch=watch, stop=lambda: bool(asked))
+        except (CheckpointError, BlockingIOError) as error:
+            raise said(error, code=2) from error
+        except (OSError, FloatingPointError) as error:
+            if isinstance(error, OSError) and not is_about_the_disk(error):  # of a reward function, say
+                raise
+            raise said(error, code=1, then=command_to_go_on(ready.directory.path)) from error
+        except KeyboardInterrupt as error:
+            raise said("stopped at once", code=130, then=command_to_go_on(ready.directory.path)) from error
         print_summary(summary, ready.directory.path)
+
+
+def said(trouble: object, *, code: int, then: str | None = None) -> typer.Exit:
+    """Print what went wrong, in one sentence, and what to do then; the exit to raise."""
+    typer.echo(f"poise train: {trouble}", err=True)
+    if then:
+        typer.echo(then, err=True)
+    return typer.Exit(code)
+
+
+def is_about_the_disk(error: OSError) -> bool:
+    """Whether something could not be written, and there is something to do about it outside the program."""
+    from poise.engines.trl.checkpoints import CheckpointNotWrittenError
+
+    of_disk = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+    return isinstance(error, CheckpointNotWrittenError) or error.errno in of_disk
+
+
+def command_to_go_on(path: Path) -> str:
+    """The command that goes on with the run in a folder."""
+    return f"to go on: poise train --config {path}/config.yaml"
 
 
 def config_file(path: Path) -> dict[str, Any]:
@@ -159,38 +195,74 @@ def extra_options(arguments: list[str]) -> dict[str, Any]:
 
 
 def announced_run(
-    of_file: Mapping[str, Any], of_line: Mapping[str, Any], *, output: Path, name: str | None
-) -> "TrainingRun":
+    of_file: Mapping[str, Any], of_line: Mapping[str, Any], *, config: Path | None, output: Path, name: str | None
+) -> "TrainingRun | None":
     """The run that the settings of a file and, before them, of the command line ask for; says what and where it is.
 
+    None where that run is done.
+
     Raises:
-        ValueError: If settings are unknown, wrong or contradict each other, or the task or the model is not there.
-        FileExistsError: If its folder is in use.
-        FileNotFoundError: If the file of a task is not there.
+        ValueError: If settings are unknown, wrong or contradict each other, the task or the model is not there, or the
+            folder holds a run of other settings.
+        OSError: If the folder is in use by something else or cannot be written to, or the file of a task is not there.
     """
-    from poise.run_directory import RunDirectory
     from poise.settings import run_settings
     from poise.training import TrainingRun
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"poise train runs in one process, and {os.environ['WORLD_SIZE']} were started: for several, write a "
+            "script with a PoiseTrainer"
+        )
     settings = run_settings(of_file, of_line)
-    config = settings.poise_config(output)  # contradictions are found before a folder is made
-    task = re.sub(r"\W+", "-", settings.task.removeprefix("reasoning-gym:").partition("?")[0]).strip("-")[-40:]
-    task = "-".join(settings.families or [task])
-    directory = RunDirectory.create(output / (name or f"{datetime.now():%Y%m%d-%H%M%S}-{task}"))
+    resolved = settings.resolved(settings.poise_config(output))  # contradictions are found before a folder is made
+    directory = run_folder(settings, resolved, config=config, output=output, name=name)
     shown = settings.families or ["all families" if settings.task == "embedded" else settings.task]
     console.print(
         f"poise: {settings.model} model on {', '.join(shown)}; "
-        f"baseline {config.preset!r}, {settings.steps} steps, seed {settings.seed}",
-        f"results go to {directory.path}",
-        sep="\n",
+        f"baseline {resolved['preset']!r}, {settings.steps} steps, seed {settings.seed}",
         soft_wrap=True,
         markup=False,
     )
+    if directory.is_done:
+        console.print(
+            f"this run is done, and its results are in {directory.path}: to train once more, give another --name",
+            soft_wrap=True,
+            markup=False,
+        )
+        return None
+    console.print(f"results go to {directory.path}", soft_wrap=True, markup=False)
     try:
-        return TrainingRun(settings, directory)
-    except (ValueError, FileNotFoundError):
-        shutil.rmtree(directory.path)  # made above, with nothing in it; a run that cannot start leaves no folder
+        run = TrainingRun(settings, directory)
+    except (ValueError, OSError):
+        directory.discard_if_unused()  # a run that cannot start leaves no folder
         raise
+    if run.checkpoint:
+        console.print(f"goes on from {run.checkpoint.name}", markup=False)
+    return run
+
+
+def run_folder(
+    settings: "RunSettings", resolved: Mapping[str, Any], *, config: Path | None, output: Path, name: str | None
+) -> "RunDirectory":
+    """The folder of the run: by its name; without one that of `config`, if it is a run's own; else a new one.
+
+    Raises:
+        ValueError: If it holds a run of other settings.
+        OSError: If it holds something else, or cannot be written to.
+    """
+    from poise.run_directory import RunDirectory
+
+    if name is None and config is not None:
+        own = RunDirectory(config.parent)
+        if config.name == own.config.name and own.metrics.is_file() and not own.differences(resolved):
+            own.take(resolved)
+            return own
+    task = re.sub(r"\W+", "-", settings.task.removeprefix("reasoning-gym:").partition("?")[0]).strip("-")[-40:]
+    task = "-".join(settings.families or [task])
+    directory = RunDirectory(output / (name or f"{datetime.now():%Y%m%d-%H%M%S}-{task}"))
+    directory.take(resolved)
+    return directory
 
 
 @contextmanager
@@ -247,7 +319,7 @@ def stop_on_interrupt() -> Iterator[list[int]]:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        console.print("stopping after this step; Ctrl-C again to leave at once")
+        console.print("stopping when all sampled rollouts are trained on; Ctrl-C again to leave at once")
 
     earlier = signal.signal(signal.SIGINT, ask)
     try:
@@ -312,6 +384,8 @@ def status_text(progress: "Progress") -> str:
         parts.append(f"held-out {progress.held_out.accuracy:.2f}")
     if progress.ceiling_share == progress.ceiling_share:
         parts.append(f"ceiling share {progress.ceiling_share:.2f}")
+    if progress.skipped_steps:
+        parts.append(f"skipped {progress.skipped_steps}")
     if progress.in_charge:
         counts = Counter(text.split()[0] for text in progress.in_charge.values())
         parts.append("evidence " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
@@ -335,11 +409,12 @@ def print_summary(summary: Mapping[str, Any], path: Path) -> None:
         table.add_row(label, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}", style=style)
     console.print(table)
     early = " (stopped early)" if summary["stopped_early"] else ""
+    again = f"again: poise train --config {path}/config.yaml --name NAME"
     console.print(
         f"{summary['steps']} steps{early}, {summary['rollouts']} rollouts, {summary['generated_tokens']} tokens, "
         f"{clock(summary['seconds'])} minutes",
         f"files: {path}/summary.json, metrics.jsonl, learning_curve.png, rollouts/, checkpoints/",
-        f"again: poise train --config {path}/config.yaml",
+        command_to_go_on(path) if early else again,
         sep="\n",
         soft_wrap=True,
     )

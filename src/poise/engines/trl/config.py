@@ -180,13 +180,14 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
         rounded = math.ceil(save_steps / every) * every
         if rounded == save_steps or self.save_strategy != "steps" or self.load_best_model_at_end:
             return save_steps
-        logger.warning(
-            "save_steps is %d instead of %d: a generation batch is trained on for %d steps, and a checkpoint between "
-            "them could not be resumed exactly",
-            rounded,
-            save_steps,
-            every,
-        )
+        if self.save_steps >= 1:  # a share was no exact number to begin with
+            logger.warning(
+                "save_steps is %d instead of %d: a generation batch is trained on for %d steps, and a checkpoint "
+                "between them could not be resumed exactly",
+                rounded,
+                save_steps,
+                every,
+            )
         return rounded
 
     @property

@@ -8,11 +8,10 @@ Dimensions: N rollouts of the generation batch over all processes, B of this pro
 """
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import logging
-import shutil
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,20 @@ from accelerate.utils import broadcast, gather_object
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 import poise
+from poise.engines.trl.checkpoints import CheckpointedTrainer
 from poise.engines.trl.config import PoiseConfig
+from poise.engines.trl.finite_steps import FILE, FiniteSteps
 from poise.features import MEAN_ENTROPIES, Features, reasoning_mask, score_norm_weights
 from poise.hidden_states import HiddenStateCapture, capture_hidden_states, decoder_blocks
 
 logger = logging.getLogger(__name__)
 
-UNFINISHED = "unfinished-checkpoint"
-"""Folder, beside the checkpoints, in which the next one is written. TRL does not take it for a checkpoint."""
+BATCHES_BETWEEN_CHECKS = 50
+"""Generation batches from one comparison between processes to the next; the first is compared."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +46,7 @@ class PolicyPass:
     features: Features | None
 
 
-class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
+class PoiseTrainer(CheckpointedTrainer):
     """A `trl.GRPOTrainer` whose advantages are rewards minus the baselines of `poise.OnlineBaseline`.
 
     Takes the arguments of `GRPOTrainer`, with a `PoiseConfig` as `args`.
@@ -57,7 +56,8 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
         last_rollouts: The newest generation batch, one list of length N a column (`prompts`: text, or messages as JSON;
             `completions`, `completion_lengths`, `rewards`, `values`, `baselines`, `advantages`, `domains`) and the
             `step` at which it was sampled; `None` before the first batch and outside the main process.
-        last_step: The `poise.Step` of that batch, `None` likewise.
+        last_step: The `poise.Step` of that batch, `None` likewise and where the baseline may not learn from the batch.
+        finite_steps: Skips the steps whose numbers are not finite.
 
     Raises:
         TypeError: If `args` is not a `PoiseConfig`.
@@ -68,7 +68,8 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
     _passes: list[PolicyPass] | None = None
     _rewards_per_func: Tensor | None = None
     _extra_forward_said = False
-    _writing_aside = False
+    _newest_logprobs: Tensor | None = None
+    _batches = 0
 
     def __init__(
         self,
@@ -89,6 +90,12 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
         check_data_set(arguments.get("train_dataset"), args)
         super().__init__(model, reward_funcs, args, *positional, **named)
         self.add_callback(WholeGenerations())
+        self.finite_steps = FiniteSteps(
+            self.accelerator,
+            Path(args.output_dir) / FILE,
+            lambda skipped: self._metrics["train"]["poise/skipped_share"].append(skipped),
+        )
+        self.add_callback(self.finite_steps)
         preset = args.resolved_preset
         self.baseline = poise.OnlineBaseline(preset)
         self.last_rollouts: dict[str, Any] | None = None
@@ -120,9 +127,11 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> Any:
         """TRL's pass, watched while a generation batch is scored."""
         if self._passes is None or model is not self.model:
-            return super()._get_per_token_logps_and_entropies(
+            outputs = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
+            self._newest_logprobs = outputs[0]
+            return outputs
         kwargs["compute_entropy"] = True  # TRL's output head has computed it in any case
         with self._capture(input_ids, attention_mask, logits_to_keep) as capture:
             outputs = super()._get_per_token_logps_and_entropies(
@@ -205,6 +214,14 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         return self._passes[-1]
 
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss of a minibatch, looked at."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        logprobs, self._newest_logprobs = self._newest_logprobs, None
+        if self.model.training and logprobs is not None:
+            self.finite_steps.see_loss(loss, inputs, logprobs)
+        return loss
+
     # The baseline: everything gathered, one step in the main process, advantages for all.
 
     def _advantages(
@@ -232,18 +249,25 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
         completion_lengths = self.accelerator.gather(completion_mask.sum(dim=1))
         advantages = torch.zeros_like(rewards)
         if self.accelerator.is_main_process:
-            step = self.baseline.step(
-                features,
-                rewards.cpu().double(),
-                prompts=prompts,
-                domains=None if all(domain is None for domain in domains) else [str(domain) for domain in domains],
-                weights=weights,
-            )
-            for name, number in step.metrics.items():
-                self._metrics["train"][name].append(number)
+            rewards = rewards.cpu().double()
+            step = None
+            if self.finite_steps.see_batch(rewards, features, weights):
+                step = self.baseline.step(
+                    features,
+                    rewards,
+                    prompts=prompts,
+                    domains=None if all(domain is None for domain in domains) else [str(domain) for domain in domains],
+                    weights=weights,
+                )
+                for name, number in step.metrics.items():
+                    self._metrics["train"][name].append(number)
             ratio = scored.get("importance_sampling_ratio")
             if ratio is not None:
                 self._metrics["train"]["poise/masked_share"].append((ratio == 0).float().mean().item())
+            unknown = torch.full_like(rewards, torch.nan)  # a batch that nothing may be learned from
+            made = {
+                name: unknown if step is None else getattr(step, name) for name in ("values", "baselines", "advantages")
+            }
             self.last_step = step
             self.last_rollouts = {
                 "step": self.state.global_step,
@@ -251,93 +275,47 @@ class PoiseTrainer(GRPOTrainer):  # type: ignore[misc]
                 "completions": [completion_text(each) for each in list(self._logs["completion"])[-len(rewards) :]],
                 "completion_lengths": completion_lengths.tolist(),
                 "rewards": rewards.tolist(),
-                "values": step.values.tolist(),
-                "baselines": step.baselines.tolist(),
-                "advantages": step.advantages.tolist(),
+                **{name: column.tolist() for name, column in made.items()},
                 "domains": domains,
             }
-            advantages = step.advantages.to(rewards)
-        gathered: Tensor = broadcast(advantages, from_process=0)
-        return gathered
+            advantages = made["advantages"].to(advantages)
+        received: Tensor = broadcast(advantages, from_process=0)
+        self._check_agreement(received)
+        return received
+
+    def _check_agreement(self, advantages: Float[Tensor, "N"]) -> None:
+        """Now and then, see that all processes train on the same advantages: by their digests.
+
+        Raises:
+            RuntimeError: If they do not.
+        """
+        if self._batches % BATCHES_BETWEEN_CHECKS == 0:
+            digests = gather_object([hashlib.sha256(advantages.cpu().numpy().tobytes()).hexdigest()])
+            if len(set(digests)) > 1:
+                raise RuntimeError(
+                    f"the {len(digests)} processes have received different advantages at step "
+                    f"{self.state.global_step}: their connection is not to be trusted"
+                )
+        self._batches += 1
 
     def _gathered_features(self, features: Features) -> Features:
         """The features of all N rollouts, in the order of the rewards."""
         return features.mapped(lambda part: self.accelerator.gather(part).cpu())
 
-    # Checkpoints: the state of the baseline beside TRL's own files, all of them or none.
-
-    def _get_output_dir(self, trial: Any) -> str:
-        """TRL's folder of checkpoints; while one is written, a folder aside in it."""
-        folder: str = super()._get_output_dir(trial=trial)
-        return str(Path(folder) / UNFINISHED) if self._writing_aside else folder
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """A whole checkpoint: it is written aside and renamed when every file of every process is there."""
-        folder, name = Path(self._get_output_dir(trial=trial)), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        # An upload reads the folder while training goes on: it cannot be renamed.
-        aside = folder if self.args.push_to_hub else folder / UNFINISHED
-        if self.args.should_save and aside != folder:
-            shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed while it wrote
-        self.accelerator.wait_for_everyone()
-        self._writing_aside = aside != folder
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._writing_aside = False
-        if self.accelerator.is_main_process:
-            self.baseline.save(aside / name, fitted_for=self._fitted_for())
-        if aside == folder:
-            return
-        if self.state.best_model_checkpoint == str(aside / name):
-            self.state.best_model_checkpoint = str(folder / name)
-            if self.args.should_save:
-                self.state.save_to_json(str(aside / name / TRAINER_STATE_NAME))
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            if (folder / name).exists():  # of an earlier run in the same folder
-                (folder / name).rename(aside / "replaced")
-            (aside / name).rename(folder / name)
-            shutil.rmtree(aside)
-            rotate_checkpoints(
-                output_dir=str(folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-        self.accelerator.wait_for_everyone()
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.accelerator.is_main_process:
-            self._restore_baseline(checkpoint)
-
-    def _restore_baseline(self, checkpoint: str) -> None:
-        """Continue the baseline of a checkpoint; one of something else is refused."""
-        if all((Path(checkpoint) / name).exists() for name in ("poise.safetensors", "poise.json")):
-            self.baseline.restore(Path(checkpoint), fitted_for=self._fitted_for())
-        else:
-            warnings.warn(
-                f"{checkpoint} holds no poise.safetensors and poise.json: the baseline starts with an empty window",
-                UserWarning,
-                stacklevel=2,
-            )
-
-    def _fitted_for(self) -> dict[str, Any]:
+    def fitted_for(self) -> dict[str, Any]:
         """What a saved baseline is of use for: another model or other features would be read as if they were these."""
-        if not self._needs_features:
-            return {}
         config = self.accelerator.unwrap_model(self.model).config.get_text_config()
-        return {
-            "model_type": config.model_type,
-            "hidden_size": config.hidden_size,
-            "num_hidden_layers": config.num_hidden_layers,
+        shape = {name: getattr(config, name) for name in ("model_type", "hidden_size", "num_hidden_layers")}
+        if not self._needs_features:
+            return shape
+        return shape | {
             "layers": self._layers,
             "pool_tokens": self.args.pool_tokens,
             "end_of_thinking": self.args.end_of_thinking,
             "weights_divided_by_length": self.args.loss_normalization == "sequence",
         }
 
-    # What the model and its tokenizer have.
+    # What the model and its tokenizer have, and what a baseline is of use for.
 
     def _checked_layers(self) -> list[int]:
         """The decoder layers to read; by default the one at 0.6 of the depth."""
