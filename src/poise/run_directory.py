@@ -3,6 +3,7 @@
     config.yaml      every setting, resolved; `poise train --config` takes it
     metrics.jsonl    one line a step
     rollouts/        one parquet file a generation batch
+    ungradable.jsonl what could not be graded, if anything
     checkpoints/     checkpoint-N: the host's files, poise.safetensors and poise.json
     summary.json, learning_curve.png, learning_curve.svg    at the end
 

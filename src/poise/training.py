@@ -81,8 +81,12 @@ class TrainingRun:
             rewards=settings.reward or (),
             weights=config.reward_weights,
             seconds_a_rollout=settings.seconds_a_rollout,
+            mebibytes_a_rollout=settings.mebibytes_a_rollout,
+            on_verifier_timeout=settings.on_verifier_timeout,
             chat_options=config.chat_template_kwargs,
+            ungradable=directory.path / "ungradable.jsonl",
         )
+        self.graded_task.check_gold_answers()
         self.trainer = policy_trainer(settings, config, tokenizer, self.graded_task)
         directory.write_config(resolved)
 

@@ -94,6 +94,8 @@ def train(
 
     Without options: the small model of the package learns its six families of problems, in minutes on two CPU cores.
     """
+    from poise.rewards.functions import RewardError
+
     named = {"model": model, "task": task, "reward": reward or None, "reward_weights": reward_weight or None}
     named |= {"families": families, "steps": steps, "seed": seed, "eval_prompts": eval_prompts}
     with quiet_hosts():
@@ -106,8 +108,12 @@ def train(
         except (ValueError, FileExistsError, FileNotFoundError) as error:
             typer.echo(f"poise train: {error}", err=True)
             raise typer.Exit(2) from error
-        with stop_on_interrupt() as asked, shown_progress() as watch:
-            summary = ready.train(watch=watch, stop=lambda: bool(asked))
+        try:
+            with stop_on_interrupt() as asked, shown_progress() as watch:
+                summary = ready.train(watch=watch, stop=lambda: bool(asked))
+        except RewardError as error:
+            typer.echo(f"poise train: {error}; what the run has so far is in {ready.directory.path}", err=True)
+            raise typer.Exit(1) from error
         print_summary(summary, ready.directory.path)
 
 

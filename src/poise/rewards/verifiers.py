@@ -26,6 +26,10 @@ class UngradableError(Exception):
     """Nothing can be said about any completion of the problem; the message is the cause, in a few words."""
 
 
+class WrongError(Exception):
+    """The completion is wrong for a reason worth counting; the message is the cause, in a few words."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A reward, NaN where ungradable, and what was unusual about how it came about (empty: nothing)."""
@@ -36,10 +40,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Verifier:
-    """`reward(completion, problem)`, and whether it is so simple that it can neither hang nor crash."""
+    """How one kind of problem is graded.
 
-    reward: Callable[[str, Problem], float]
+    Attributes:
+        reward: `reward(completion, problem)`.
+        harmless: Whether it is so simple that it can neither hang nor crash.
+        keeps_time: Whether it ends by itself within a time limit, given as `reward(completion, problem, seconds=...)`.
+    """
+
+    reward: Callable[..., float]
     harmless: bool = False
+    keeps_time: bool = False
 
 
 def final_answer(completion: str) -> str:
@@ -109,21 +120,31 @@ VERIFIERS = {
 """By the name that a problem carries."""
 
 
-def verdict(completion: str, problem: Problem) -> Verdict:
-    """The verdict of a problem's verifier, in this process: it may hang."""
+def verdict(completion: str, problem: Problem, *, seconds: float = 10.0) -> Verdict:
+    """The verdict of a problem's verifier, in this process: it may hang.
+
+    Args:
+        completion: What is graded.
+        problem: What it answers.
+        seconds: Time limit, for a verifier that keeps one by itself.
+    """
     verifier = VERIFIERS[problem.verifier]
+    reward = functools.partial(verifier.reward, seconds=seconds) if verifier.keeps_time else verifier.reward
     try:
-        return Verdict(_finite(verifier.reward(completion, problem)))
+        return Verdict(_finite(reward(completion, problem)))
     except UngradableError as error:
         return Verdict(math.nan, str(error))
-    except Exception:
-        try:
-            accepts_gold = verifier.reward(END_OF_THINKING + problem.answer, problem) >= FULL_MARKS
-        except Exception:
-            accepts_gold = False
-        if accepts_gold:
-            return Verdict(0.0, "verifier raised: wrong")
-        return Verdict(math.nan, "verifier fails on the gold answer")
+    except WrongError as error:
+        return Verdict(0.0, str(error))
+    except MemoryError:
+        cause = "memory limit"
+    except (Exception, SystemExit):
+        cause = "verifier raised"
+    try:
+        accepts_gold = reward(END_OF_THINKING + problem.answer, problem) >= FULL_MARKS
+    except (Exception, SystemExit):
+        accepts_gold = False
+    return Verdict(0.0, cause) if accepts_gold else Verdict(math.nan, "verifier fails on the gold answer")
 
 
 def graded(completion: str, problem: Problem) -> float:
