@@ -367,7 +367,7 @@ def test_a_verifier_that_refuses_gold_answers_is_found_before_the_first_step(tmp
         ValueError, match=r"the verifier 'math' does not accept \d+ of 32 gold answers, such as "
     ) as error:
         task.check_gold_answers()
-    assert "(unparseable gold answer): check the column of answers and the verifier" in str(error.value)
+    assert "(unparseable gold answer): check the columns of the data set and the verifier" in str(error.value)
     assert task.grader.counts == Counter()
     # The control: the same questions with answers that can be read.
     task = GradedTask(f"{tmp_path / 'own.jsonl'}?verifier=exact", tokenizer=named_tokenizer("embedded"))

@@ -100,15 +100,21 @@ class GradedTask:
     def check_gold_answers(self, num: int = GOLD_ANSWERS) -> None:
         """Grade a sample of gold answers as if the policy had given them; needless where the user's functions grade.
 
+        Where a problem has no gold answer, such as one with tests alone, whatever is answered must be gradable.
+
         Raises:
             ValueError: If the verifier does not accept more than `MOST_REFUSED` of them.
         """
         if self._functions:
             return
-        sample = [problem for problem in self.task.problems(num, seed=0) if problem.answer]
+        sample = self.task.problems(num, seed=0)
         verdicts = self.grader.verdicts(self._gold(sample), sample)
         self.grader.counts.clear()
-        refused = [each for each in zip(sample, verdicts, strict=True) if not each[1].reward >= FULL_MARKS]
+        refused = [
+            (problem, verdict)
+            for problem, verdict in zip(sample, verdicts, strict=True)
+            if math.isnan(verdict.reward) or (problem.answer and verdict.reward < FULL_MARKS)
+        ]
         if not refused:
             return
         problem, verdict = refused[0]
@@ -118,7 +124,7 @@ class GradedTask:
         )
         if len(refused) > MOST_REFUSED * len(sample):
             self.close()
-            raise ValueError(f"{sentence}: check the column of answers and the verifier")
+            raise ValueError(f"{sentence}: check the columns of the data set and the verifier")
         logger.warning("%s", sentence)
 
     def training_data(self, num: int, *, seed: int) -> Dataset:

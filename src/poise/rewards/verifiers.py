@@ -14,12 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from poise.rewards.code_tests import UnreadableTestError, failure, program_of, tests_of
+from poise.rewards.sandbox import IsolationError
 from poise.tasks.embedded import END_OF_THINKING, THINK, is_correct
 from poise.tasks.generated import data_set, json_value
 from poise.tasks.problem import Problem
 
 FULL_MARKS = 1.0 - 1e-6
 """A reward from here on is a right answer."""
+SHARE_FOR_PROGRAMS = 0.8
+"""Of a verdict's time: a program that takes longer is wrong, before the verifier itself runs out of time."""
 
 
 class UngradableError(Exception):
@@ -111,11 +115,27 @@ def math_reward(completion: str, problem: Problem) -> float:
     return float(verify(gold, found, timeout_seconds=None))
 
 
+def python_reward(completion: str, problem: Problem, *, seconds: float) -> float:
+    """1 where the program in the final answer passes all tests that the problem's details hold."""
+    try:
+        tests = tests_of(json.loads(problem.details)["tests"])
+    except (UnreadableTestError, ValueError, KeyError, TypeError):
+        raise UngradableError("no readable tests") from None
+    try:
+        found = failure(program_of(final_answer(completion)), tests, seconds=SHARE_FOR_PROGRAMS * seconds)
+    except IsolationError:
+        raise UngradableError("no isolation for programs") from None
+    if found:
+        raise WrongError(found)
+    return float(found is None)
+
+
 VERIFIERS = {
     "embedded": Verifier(embedded_reward, harmless=True),
     "exact": Verifier(exact_reward, harmless=True),
     "reasoning-gym": Verifier(reasoning_gym_reward),
     "math": Verifier(math_reward),
+    "python": Verifier(python_reward, keeps_time=True),
 }
 """By the name that a problem carries."""
 
