@@ -126,7 +126,9 @@ def test_files_are_small_few_and_in_one_folder():
         except OSError as error: print(kept, error.strerror)
         """
     )
-    assert lines == [f"{QUICK.file_mebibytes} No space left on device"]
+    kept, what = lines[0].split(maxsplit=1)
+    assert what == "No space left on device"
+    assert 0 < int(kept) <= QUICK.file_mebibytes
 
 
 # Walls.
@@ -199,9 +201,8 @@ def test_there_is_no_network():
     assert [line.split(maxsplit=1)[0] for line in lines] == ["ip", "ipv6", "netlink", "packet", "crypto", "vsock"]
     assert all("unreachable" in line or "Cannot assign" in line for line in lines[:2])
     assert all("not permitted" in line for line in lines[2:])
-    assert printed("print(open('/proc/net/dev').read().count('lo:'), open('/proc/net/route').read().count('\\n'))") == [
-        "1 1"
-    ]
+    # Loopback is all there is, and it is down.
+    assert printed("print([line.split()[0] for line in open('/proc/net/dev')][2:])") == ["['lo:']"]
 
 
 def test_a_program_has_no_rights_and_can_get_none():
@@ -254,16 +255,17 @@ def test_no_process_outside_can_be_seen_or_killed():
 
 
 def test_input_cannot_be_changed_nor_handles_be_found():
-    lines = printed(
+    found = run(
         """
         import os
-        for how in (lambda: os.write(0, b"x"), lambda: open("/proc/self/fd/0", "w")):
+        for how in (lambda: os.write(0, b"x"), lambda: open("/proc/self/fd/0", "w").write("x")):
             try: how(); print("written")
             except OSError: pass
-        print([number for number in range(64) if os.path.exists(f"/proc/self/fd/{number}")])
-        """
+        print([number for number in range(64) if os.path.exists(f"/proc/self/fd/{number}")], input())
+        """,
+        "hello",
     )
-    assert lines == ["[0, 1, 2]"]
+    assert found == ProgramRun(b"[0, 1, 2] hello\n")
 
 
 def test_nothing_outlives_the_program():

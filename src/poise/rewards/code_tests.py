@@ -50,7 +50,7 @@ class Tests:
     """Lines that the calls need."""
 
 
-def tests_of(given: Any) -> Tests:
+def parsed_tests(given: Any) -> Tests:
     """The tests in any of the forms that published data sets have.
 
     - `[{"input": "1 2", "output": "3"}, ...]` or `{"inputs": ["1 2", ...], "outputs": ["3", ...]}`: read and print

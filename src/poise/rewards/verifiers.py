@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from poise.rewards.code_tests import UnreadableTestError, failure, program_of, tests_of
+from poise.rewards.code_tests import UnreadableTestError, failure, parsed_tests, program_of
 from poise.rewards.sandbox import IsolationError
 from poise.tasks.embedded import END_OF_THINKING, THINK, is_correct
 from poise.tasks.generated import data_set, json_value
@@ -118,7 +118,7 @@ def math_reward(completion: str, problem: Problem) -> float:
 def python_reward(completion: str, problem: Problem, *, seconds: float) -> float:
     """1 where the program in the final answer passes all tests that the problem's details hold."""
     try:
-        tests = tests_of(json.loads(problem.details)["tests"])
+        tests = parsed_tests(json.loads(problem.details)["tests"])
     except (UnreadableTestError, ValueError, KeyError, TypeError):
         raise UngradableError("no readable tests") from None
     try:
