@@ -1,9 +1,9 @@
 """How are many rollouts graded without one of them stopping the rest?
 
 The rule: a verifier that may hang or crash runs in a worker process, one rollout at a time under limits of time and
-memory, and is killed when its time is up. One that did not come to an end is tried once more in a fresh worker. What
-the policy can cause is wrong; a worker that is lost again has said nothing, and its rollout is ungradable (NaN).
-`Grader.counts` says how many there were of which cause.
+memory, and the kernel ends the worker when its time is up. One that did not come to an end is tried once more in a
+fresh worker. What the policy can cause is wrong; a worker that is lost again has said nothing, and its rollout is
+ungradable (NaN). `Grader.counts` says how many there were of which cause.
 
 A script that grades must start its own work under `if __name__ == "__main__":`, as everywhere that Python starts
 processes; workers are forked from a server that has the verifiers loaded and no threads of the trainer.
@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import resource
+import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, TimeoutError
@@ -157,14 +158,17 @@ class Grader:
         limits = (self.seconds_a_rollout, self.mebibytes_a_rollout)
         futures = {
             place: self._running_pool().schedule(
-                _limited_verdict, args=(*rollout, *limits), timeout=self.seconds_a_rollout
+                _limited_verdict, args=(*rollout, *limits), timeout=self._patience(rounds=1)
             )
             for place, rollout in rollouts.items()
         }
         # A worker may die where the pool does not see it; the pool must not wait for it for ever.
-        rounds = math.ceil(len(futures) / self.workers) + 1
-        patience = SECONDS_TO_START + 2 * self.seconds_a_rollout * rounds
+        patience = SECONDS_TO_START + self._patience(rounds=math.ceil(len(futures) / self.workers) + 1)
         return {place: self._outcome(future, patience) for place, future in futures.items()}
+
+    def _patience(self, *, rounds: int) -> float:
+        """Seconds after which a worker that did not end itself in time is ended from outside."""
+        return rounds * (2 * self.seconds_a_rollout + 1)
 
     def _running_pool(self) -> ProcessPool:
         if self._pool is not None and not self._pool.active:  # a worker was lost between two batches
@@ -179,12 +183,12 @@ class Grader:
         try:
             return future.result(timeout=patience)
         except TimeoutError:
+            # The kernel has ended a worker that was late long before: this one died at once, before the pool took note.
             if not future.done():
                 self.close()
-                return WORKER_LOST
-            return TIME_LIMIT
-        except ProcessExpired:
             return WORKER_LOST
+        except ProcessExpired as error:
+            return TIME_LIMIT if error.exitcode == -signal.SIGALRM else WORKER_LOST
         except (BrokenProcessPool, CancelledError):
             return NOT_TRIED
         except Exception:  # what cannot travel between processes
@@ -192,21 +196,21 @@ class Grader:
 
 
 def _limited_verdict(completion: str, problem: Problem, seconds: float, mebibytes: int) -> Verdict:
-    """The verdict, in a worker that gets no more memory, and that the kernel ends when nobody is left to do so.
+    """The verdict, in a worker that gets no more memory, and that the kernel ends when its time is up.
 
-    The trainer kills a worker whose time is up. Where the trainer itself was killed, a verifier inside one long
-    operation would go on for ever: no thread and no handler of the worker ever gets a turn.
+    It needs nobody for that: a verifier inside one long operation gives no thread and no handler a turn, and whoever
+    started the worker may be gone.
     """
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    allowed = math.ceil(used.ru_utime + used.ru_stime + 2 * seconds + 1)
-    resource.setrlimit(resource.RLIMIT_CPU, (allowed, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     address_space, most = resource.getrlimit(resource.RLIMIT_AS)
     statm = Path("/proc/self/statm")
     if statm.exists():  # elsewhere the limit is not kept by the system anyway
         resource.setrlimit(resource.RLIMIT_AS, (_mapped_bytes(statm) + mebibytes * 2**20, most))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         return verdict(completion, problem, seconds=seconds)
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         resource.setrlimit(resource.RLIMIT_AS, (address_space, most))
 
 
