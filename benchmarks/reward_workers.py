@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from results import markdown_table, save
 
@@ -48,10 +49,8 @@ def main() -> None:
             assert graded(completion, problem) == 1.0
             pairs = []
             for pair in range(PAIRS):
-                here = milliseconds(
-                    lambda c=completion, p=problem, n=rollouts: [graded(c, p) for _ in range(n)], rollouts
-                )
-                there = milliseconds(lambda c=completions, p=problems: grader.rewards(c, p), rollouts)
+                here = milliseconds(partial(list, map(graded, completions, problems)), rollouts)
+                there = milliseconds(partial(grader.rewards, completions, problems), rollouts)
                 pairs.append((here, there))
                 print(f"{name}: pair {pair + 1} of {PAIRS}: {here:.3f} ms here, {there:.3f} ms in a worker", flush=True)
             rows.append(

@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from poise.doctor.watch import RunWatch
 from poise.engines.trl import PoiseConfig, PoiseTrainer
 from poise.evaluate import HeldOutAccuracy, Sampling, accuracy_of_rewards, sampled_completions
 from poise.models.named import named_model, named_tokenizer
@@ -101,7 +102,13 @@ class TrainingRun:
             What is written to `summary.json`.
         """
         progress = Progress(steps=self.settings.steps)
-        recorder = RunRecorder(self.trainer, self.graded_task, self.settings, self.directory, progress, watch, stop)
+        alarms = RunWatch()
+        self.trainer.add_callback(alarms)
+
+        def stopped() -> bool:
+            return stop() or bool(alarms.reason)
+
+        recorder = RunRecorder(self.trainer, self.graded_task, self.settings, self.directory, progress, watch, stopped)
         self.trainer.add_callback(recorder)
         with torch_threads(self.settings.torch_threads), closing(self.graded_task):
             recorder.measure_before()
@@ -118,6 +125,7 @@ class TrainingRun:
             "seed": self.settings.seed,
             "steps": progress.step,
             "stopped_early": progress.step < self.settings.steps,
+            "stopped_because": alarms.reason or None,
             "rollouts": progress.rollouts,
             "generated_tokens": progress.generated_tokens,
             "grading": dict(self.graded_task.grader.counts),

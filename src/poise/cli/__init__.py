@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from poise.cli import eval, report, train
+from poise.cli import doctor, eval, report, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,6 +16,7 @@ app = typer.Typer(
 train.add_to(app)
 eval.add_to(app)
 report.add_to(app)
+doctor.add_to(app)
 
 
 def _print_version(wanted: bool) -> bool:

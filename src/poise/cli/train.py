@@ -4,6 +4,7 @@ The rule: standard output is for people and stays readable in a log file. Hosts 
 is one sentence and exit code 2; Ctrl-C ends the run after the current step, with everything written.
 """
 
+import json
 import logging
 import os
 import re
@@ -115,6 +116,10 @@ def train(
             typer.echo(f"poise train: {error}; what the run has so far is in {ready.directory.path}", err=True)
             raise typer.Exit(1) from error
         print_summary(summary, ready.directory.path)
+        if summary["stopped_because"]:
+            print_ungradable(ready.directory.path / "ungradable.jsonl")
+            typer.echo(f"poise train: stopped: {summary['stopped_because']}", err=True)
+            raise typer.Exit(1)
 
 
 def config_file(path: Path) -> dict[str, Any]:
@@ -349,6 +354,15 @@ def print_summary(summary: Mapping[str, Any], path: Path) -> None:
         sep="\n",
         soft_wrap=True,
     )
+
+
+def print_ungradable(path: Path, num: int = 3) -> None:
+    """The first rollouts that could not be graded, in a line each."""
+    for line in path.read_text().splitlines()[:num] if path.exists() else []:
+        case = json.loads(line)
+        shown = {name: case[name] for name in ("prompt", "completion", "answer")}
+        parts = ", ".join(f"{name} {text!r:.100}" for name, text in shown.items())
+        console.print(f"ungradable at step {case['step']}: {case['cause']}: {parts}", soft_wrap=True, markup=False)
 
 
 def print_options() -> None:

@@ -50,7 +50,7 @@ def rewards_of(
     *,
     prompts: Sequence[Any],
     completions: Sequence[Any],
-    columns: Mapping[str, Sequence[Any]],
+    columns: Mapping[str, Any],
 ) -> Any:
     """What a reward function returns, awaited where it is asynchronous; the arguments are those that TRL hands over.
 
@@ -76,7 +76,7 @@ def check_reward_function(
     spec: str,
     prompts: Sequence[Any],
     completions: Sequence[Any],
-    columns: Mapping[str, Sequence[Any]],
+    columns: Mapping[str, Any],
 ) -> None:
     """Try a reward function on completions that are gold answers.
 
