@@ -8,16 +8,23 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from typer.core import TyperCommand
 
 from poise.cli.train import config_file, console, extra_options, quiet_hosts
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
+class DoctorCommand(TyperCommand):
+    """A command that takes options beyond its own."""
+
+    context_class = typer.Context  # what `doctor` says it takes; typer itself hands over the parent class
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the command `doctor`."""
     settings = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command("doctor", context_settings=settings)(doctor)
+    app.command("doctor", cls=DoctorCommand, context_settings=settings)(doctor)
 
 
 def doctor(
@@ -30,13 +37,18 @@ def doctor(
 ) -> None:
     """Examine a run before it begins: sampling, tokens, updates, rewards, memory, disk, versions.
 
-    Takes the options of `poise train`. Of the folder of a run, its metrics are read too.
+    poise doctor [RUN] [OPTIONS OF poise train]
+
+    RUN is a yaml file of settings, or the folder of a run, whose metrics are read too. Default: the embedded model.
     """
+    # Not declared as an argument: of options that it does not know, typer would take the first for it.
+    given = list(context.args)
+    run = Path(given.pop(0)) if given and not given[0].startswith("--") else None
     table = Table("check", "", "finding", box=None, padding=(0, 1))
     failed = False
     with quiet_hosts():
         try:
-            for finding in _findings(run, extra_options(context.args), output):
+            for finding in _findings(run, extra_options(given), output):
                 console.print(f"checked {finding.check}", style="dim") if console.is_terminal else None
                 table.add_row(
                     finding.check, f"[{COLOURS[finding.level]}]{finding.level}[/]", _escaped(finding.sentence)

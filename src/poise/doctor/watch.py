@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 logger = logging.getLogger(__name__)
 
@@ -144,14 +144,7 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
         self._lines: list[Line] = []
         self._said: set[str] = set()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **named: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **named: Any) -> None:
         if logs and "reward" in logs:
             self._lines.append(dict(logs))
         for alarm in alarms(self._lines):
