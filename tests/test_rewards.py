@@ -17,12 +17,15 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import TrainerState
 
+from hostile_verifiers import HostileProblem
 from poise.models.embedded import embedded_model_path
 from poise.models.named import named_tokenizer
 from poise.rewards import VERIFIERS, Grader, TaskReward, Verifier, final_answer, graded, problem_columns, verdict
-from poise.rewards.functions import check_reward_function, reward_function, rewards_of
+from poise.rewards.functions import RewardError, check_reward_function, guarded, reward_function, rewards_of
 from poise.rewards.graded_task import GradedTask
+from poise.rewards.ungradable import UngradableFile
 from poise.tasks.problem import Problem
 from poise.tasks.task import task_named
 
@@ -143,7 +146,7 @@ def test_a_verifier_that_raises_on_a_completion_but_not_on_the_gold_answer_calls
     (problem,) = task_named("reasoning-gym:prime_factorization").problems(1, seed=0)
     assert graded(problem.answer, problem) == 1.0
     found = verdict("no idea", problem)
-    assert (found.reward, found.cause) == (0.0, "verifier raised: wrong")
+    assert (found.reward, found.cause) == (0.0, "verifier raised")
     # The control: it fails on the gold answer too, and so has said nothing.
     broken = replace(problem, details=problem.details.replace('"factors"', '"gone"'))
     found = verdict("no idea", replace(broken, answer="no idea"))
@@ -187,7 +190,7 @@ def worker_pids(grader: Grader) -> list[int]:
 
 @pytest.fixture(scope="module")
 def grader() -> Iterator[Grader]:
-    with Grader(seconds_a_rollout=2.0, workers=2) as grader:
+    with Grader(seconds_a_rollout=1.0, workers=2) as grader:
         yield grader
 
 
@@ -195,8 +198,11 @@ def test_a_verifier_that_does_not_end_is_killed_and_the_rest_are_graded(grader: 
     grader.counts.clear()
     endless = r"\boxed{9^{9^{9^{9^{9}}}}}"
     found = grader.rewards(["1", endless, "2", "1"], [math_problem("1")] * 4)
-    assert same(found, [1.0, NAN, 0.0, 1.0])
+    assert found == [1.0, 0.0, 0.0, 1.0]
     assert grader.counts == Counter({"time limit": 1})
+    grader.on_verifier_timeout = "ungradable"
+    assert same(grader.rewards(["1", endless], [math_problem("1")] * 2), [1.0, NAN])
+    grader.on_verifier_timeout = "wrong"
     assert grader.rewards(["1"] * 20, [math_problem("1")] * 20) == [1.0] * 20
 
 
@@ -218,27 +224,34 @@ def test_a_worker_that_is_lost_leaves_its_rollout_ungradable_and_is_replaced(gra
     assert grader.rewards(["1"], [math_problem("1")]) == [1.0]
 
 
-def test_a_worker_killed_at_work_leaves_its_rollout_ungradable(grader: Grader):
-    import threading
-
-    grader.rewards(["1"] * 4, [math_problem("1")] * 4)
+@pytest.mark.parametrize(
+    ("action", "reward", "cause"),
+    [
+        ("hang", 0.0, "time limit"),
+        ("spin", 0.0, "time limit"),
+        ("crash", NAN, "worker lost"),
+        ("exit", 0.0, "verifier raised"),
+        ("raise", 0.0, "verifier raised"),
+        ("eat", 0.0, "memory limit"),
+        ("ungradable", NAN, "no gold answer"),
+        ("wrong", 0.0, "program crashed"),
+    ],
+)
+def test_what_a_verifier_does_is_told_by_its_cause_and_harms_no_other(
+    grader: Grader, action: str, reward: float, cause: str
+):
     grader.counts.clear()
-    grader.seconds_a_rollout = 60
-    pids = worker_pids(grader)
+    found = grader.rewards(["right", action, "right", "left"], [HostileProblem()] * 4)
+    assert same(found, [1.0, reward, 1.0, 0.0])
+    assert grader.counts == Counter({cause: 1})
 
-    def kill() -> None:
-        time.sleep(1)
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    endless = r"\boxed{9^{9^{9^{9^{9}}}}}"
-    found = grader.rewards([endless, endless], [math_problem("1")] * 2)
-    killer.join()
-    grader.seconds_a_rollout = 2
-    assert all(math.isnan(reward) for reward in found)
-    assert grader.counts == Counter({"worker lost": 2})
+@pytest.mark.parametrize("action", ["hang", "crash"])
+def test_a_failure_of_a_worker_is_tried_once_more_in_a_fresh_one(grader: Grader, tmp_path: Path, action: str):
+    grader.counts.clear()
+    found = grader.rewards([f"{action} once {tmp_path / action}", "left"], [HostileProblem()] * 2)
+    assert found == [1.0, 0.0]
+    assert grader.counts == Counter()
 
 
 def test_no_worker_is_left_behind_even_one_that_does_not_end():
@@ -308,6 +321,8 @@ def test_an_opened_thinking_must_be_closed():
         ({"seconds_a_rollout": 0.0}, "a rollout needs a time limit of more than 0 seconds, got 0.0"),
         ({"seconds_a_rollout": NAN}, "a rollout needs a time limit of more than 0 seconds, got nan"),
         ({"workers": 0}, "grading needs 1 worker or more, got 0"),
+        ({"mebibytes_a_rollout": 0}, "a rollout needs a memory limit of 1 MiB or more, got 0"),
+        ({"on_verifier_timeout": "right"}, "on_verifier_timeout needs wrong or ungradable, got 'right'"),
     ],
 )
 def test_a_grader_that_cannot_grade_is_refused(options: dict[str, Any], sentence: str):
@@ -335,9 +350,74 @@ def test_task_rewards_read_columns_texts_and_messages_and_log_what_was_ungradabl
         texts = ["1", "1", "1"]
         found = reward(texts, prompts=["q"] * 3, log_metric=logged.__setitem__, **columns)
         assert same(found, [1.0, 0.0, NAN])
-        assert logged == {"reward/ungradable_share": pytest.approx(1 / 3), "reward/no_gold_answer": 1}
+        assert logged == {
+            "reward/ungradable_share": pytest.approx(1 / 3),
+            "reward/ungradable/no_gold_answer": pytest.approx(1 / 3),
+        }
         messages = [[{"role": "assistant", "content": text}] for text in texts]
         assert same(reward(messages, **columns), found)
+
+
+def test_what_is_ungradable_is_kept_with_its_text_and_cause_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("poise.rewards.ungradable.MOST_LINES", 3)
+    path = tmp_path / "ungradable.jsonl"
+    columns = {"answer": ["1", ""], "domain": ["x"] * 2, "verifier": ["exact"] * 2, "details": [""] * 2}
+    state = TrainerState(global_step=7)
+    with Grader() as grader:
+        for number in range(5):
+            reward = TaskReward(grader, UngradableFile(path))  # as after a resume: what is there counts
+            reward([f"a{number}", f"b{number}"], prompts=["p", "q"], trainer_state=state, **columns)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [
+        {"step": 8, "cause": "no gold answer", "prompt": "q", "completion": f"b{number}", "answer": ""}
+        for number in range(3)
+    ]
+
+
+def test_a_cause_that_is_gone_is_logged_as_zero():
+    columns = {"domain": ["x"], "verifier": ["exact"], "details": [""]}
+    logged: dict[str, float] = {}
+    with Grader() as grader:
+        reward = TaskReward(grader)
+        reward(["1"], answer=[""], log_metric=logged.__setitem__, **columns)
+        assert logged["reward/ungradable/no_gold_answer"] == 1
+        reward(["1"], answer=["1"], log_metric=logged.__setitem__, **columns)
+        assert logged == {"reward/ungradable_share": 0, "reward/ungradable/no_gold_answer": 0}
+
+
+# Gold answers.
+
+
+def test_a_verifier_that_refuses_gold_answers_is_found_before_the_first_step(tmp_path: Path):
+    rows = [{"prompt": f"say {n}", "answer": r"\boxed{}" if n % 2 else str(n)} for n in range(60)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = GradedTask(str(tmp_path / "own.jsonl"), tokenizer=named_tokenizer("embedded"))
+    with pytest.raises(
+        ValueError, match=r"the verifier 'math' does not accept \d+ of 32 gold answers, such as "
+    ) as error:
+        task.check_gold_answers()
+    assert "(unparseable gold answer): check the columns of the data set and the verifier" in str(error.value)
+    assert task.grader.counts == Counter()
+    # The control: the same questions with answers that can be read.
+    task = GradedTask(f"{tmp_path / 'own.jsonl'}?verifier=exact", tokenizer=named_tokenizer("embedded"))
+    task.check_gold_answers()
+
+
+def test_a_few_refused_gold_answers_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    task = GradedTask("embedded", tokenizer=named_tokenizer("embedded"))
+    problems = task.task.problems
+    wrong = replace(problems(1, seed=0)[0], answer="?", details="")
+
+    def spoiled(num: int, **given: Any) -> list[Problem]:
+        return [replace(wrong, verifier="reasoning-gym", details="{}"), *problems(num - 1, **given)]
+
+    task.task = replace(task.task, problems=spoiled)
+    task.check_gold_answers()
+    task.close()
+    assert "does not accept 1 of 32 gold answers" in caplog.text
+    assert "(verifier fails on the gold answer)" in caplog.text
 
 
 # A user's reward functions.
@@ -358,6 +438,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             def mapping(completions, **columns): return {text: 1.0 for text in completions}
             def needs(completions, solution, **columns): return [1.0] * len(completions)
             def fails(completions, **columns): raise KeyError("tests")
+            def infinite(completions, **columns): return [None, float("inf")]
+            async def late(completions, **columns): raise KeyError("late")
             def logs(completions, trainer_state, log_extra, log_metric, completion_ids, **columns):
                 log_extra("seen", completions)
                 log_metric("step", float(trainer_state.global_step))
@@ -416,6 +498,33 @@ def test_asynchronous_rewards_are_awaited(module: str):
     assert asyncio.iscoroutinefunction(half)
     assert rewards_of(half, prompts=["q"] * 2, completions=["?", "1"], columns={}) == [None, 0.5]
     check_reward_function(half, spec="own", prompts=["q"], completions=["?"], columns={})
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("scalar", "must return a list with one number or None for each of 2 completions, got a float at step 5"),
+        ("few", "must return a list with one number or None for each of 2 completions, got 1 at step 5"),
+        ("words", "must return a list .*, got 'good' at step 5, completion 1 of 2 being 'a' for the prompt 'p'"),
+        ("infinite", "must return a list .*, got inf at step 5, completion 2 of 2 being 'b' for the prompt 'q'"),
+        ("fails", "raised KeyError: 'tests' at step 5, completion 1 of 2 being 'a' for the prompt 'p'"),
+        ("late", "raised KeyError: 'late' at step 5, completion 1 of 2 being 'a' for the prompt 'p'"),
+    ],
+)
+def test_a_mistake_of_a_reward_during_training_is_one_sentence_with_its_case(module: str, name: str, sentence: str):
+    function = guarded(reward_function(f"{module}:{name}"), spec=name)
+    with pytest.raises(RewardError, match=f"reward '{name}' {sentence}"):
+        rewards_of(
+            function, prompts=["p", "q"], completions=["a", "b"], columns={"trainer_state": TrainerState(global_step=4)}
+        )
+
+
+def test_a_guarded_reward_gives_what_its_function_gives(module: str):
+    for name, wanted in {"half": [None, 0.5], "short": [1.0, 1.0]}.items():
+        function = guarded(reward_function(f"{module}:{name}"), spec=name)
+        assert function.__name__ == name
+        assert asyncio.iscoroutinefunction(function) == (name == "half")
+        assert rewards_of(function, prompts=["p", "q"], completions=["?", "b"], columns={}) == wanted
 
 
 def test_every_reward_needs_a_weight(module: str):

@@ -170,6 +170,7 @@ def test_a_run_is_cut_back_to_a_step(tmp_path):
         file.write('{"step": 4, "sec')
     for name in ("step-000001.parquet", "step-000003.parquet", "step-000001.unfinished"):
         (directory.rollouts / name).touch()
+    directory.ungradable.write_text('{"step": 1}\n{"step": 3}\n')
     directory.first_bad_step.write_text('{"step": 3}')
     for path in (directory.report, directory.path / "learning_curve.svg"):
         path.touch()
@@ -177,7 +178,8 @@ def test_a_run_is_cut_back_to_a_step(tmp_path):
     directory.cut_back(2)
     assert directory.metrics.read_text().splitlines() == lines[:3]
     left = {path.relative_to(directory.path).as_posix() for path in directory.path.rglob("*") if path.is_file()}
-    assert left == {"config.yaml", "metrics.jsonl", "rollouts/step-000001.parquet"}
+    assert left == {"config.yaml", "metrics.jsonl", "ungradable.jsonl", "rollouts/step-000001.parquet"}
+    assert directory.ungradable.read_text() == '{"step": 1}\n'
     directory.cut_back(-1)
     assert directory.read_metrics() == []
     assert not list(directory.rollouts.iterdir())

@@ -270,7 +270,7 @@ def test_a_chat_is_asked_as_it_is_and_a_text_as_one_message():
         ("no/such", "task 'no/such' is not embedded, .*, and no data set could be loaded from there: "),
         ("embeded", "task 'embeded' is not embedded, "),
         ("x.jsonl?colour=1", "options of a data set are prompt, answer, .*, got colour"),
-        ("x.jsonl?verifier=magic", "verifier needs math or exact, got 'magic'"),
+        ("x.jsonl?verifier=magic", "verifier needs math, exact, python, got 'magic'"),
     ],
 )
 def test_what_is_no_task_is_one_sentence(spec: str, sentence: str):

@@ -3,6 +3,7 @@
     config.yaml      every setting, resolved; `poise train --config` takes it
     metrics.jsonl    one line a step
     rollouts/        one parquet file a generation batch
+    ungradable.jsonl what could not be graded, if anything
     checkpoints/     checkpoint-N: the host's files, poise.safetensors and poise.json
     first_bad_step.json    only where numbers of a step were not finite
     summary.json, learning_curve.png, learning_curve.svg, report.html    at the end
@@ -50,7 +51,7 @@ class RunDirectory:
 
     Attributes:
         path: The folder.
-        config, metrics, summary, report, first_bad_step, rollouts, checkpoints: What lies in it.
+        config, metrics, summary, report, ungradable, first_bad_step, rollouts, checkpoints: What lies in it.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -59,6 +60,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
+        self.ungradable = self.path / "ungradable.jsonl"
         self.first_bad_step = self.path / "first_bad_step.json"
         self.rollouts = self.path / "rollouts"
         self.checkpoints = self.path / "checkpoints"
@@ -126,8 +128,10 @@ class RunDirectory:
 
     def cut_back(self, step: int) -> None:
         """Leave of the run what was there after that step; -1 for nothing but its settings."""
-        kept = [line for line in self._whole_lines() if json.loads(line)["step"] <= step]
-        _write_whole(self.metrics, "".join(f"{line}\n" for line in kept))
+        for path in (self.metrics, self.ungradable):
+            if path.is_file():
+                kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+                _write_whole(path, "".join(f"{line}\n" for line in kept))
         for path in self.rollouts.glob("step-*"):
             if path.suffix != ".parquet" or int(path.stem.rpartition("-")[2]) > step:
                 path.unlink()
@@ -168,10 +172,7 @@ class RunDirectory:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of `metrics.jsonl`, without a last one that was cut off."""
-        return [json.loads(line) for line in self._whole_lines()]
-
-    def _whole_lines(self) -> list[str]:
-        return self.metrics.read_text().rpartition("\n")[0].splitlines()
+        return [json.loads(line) for line in _whole_lines(self.metrics)]
 
     def read_summary(self) -> dict[str, Any]:
         """What `summary.json` says."""
@@ -230,6 +231,11 @@ def sibling_rows(prompts: Sequence[str]) -> list[int | None]:
             for row, sibling in zip(group, group[1:] + group[:1], strict=True):
                 following[row] = sibling
     return following
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file, without a last one that was cut off."""
+    return path.read_text().rpartition("\n")[0].splitlines()
 
 
 def _write_whole(path: Path, text: str) -> None:

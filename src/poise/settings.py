@@ -18,6 +18,7 @@ import yaml
 
 from poise.engines.trl import PoiseConfig
 from poise.models.named import check_model_name
+from poise.rewards.grading import TIMED_OUT
 from poise.tasks.embedded import problems
 
 EMBEDDED_DEFAULTS: dict[str, Any] = {
@@ -80,6 +81,11 @@ class RunSettings:
         default=True, metadata={"help": "Ask by the tokenizer's chat template, if it has one; false: plain text."}
     )
     seconds_a_rollout: float = field(default=10.0, metadata={"help": "Time limit of one verdict of a verifier."})
+    mebibytes_a_rollout: int = field(default=2048, metadata={"help": "Memory limit of one verdict of a verifier."})
+    on_verifier_timeout: str = field(
+        default="wrong",
+        metadata={"help": "'wrong' or 'ungradable': a rollout on which the verifier came to no end twice."},
+    )
     families: list[str] | None = field(default=None, metadata={"help": "Families of the embedded world. Default: all."})
     seed: int = field(default=0, metadata={"help": "Of problems, sampling and training."})
     steps: int = field(default=240, metadata={"help": "Updates of the policy; two make use of one generation batch."})
@@ -104,12 +110,15 @@ class RunSettings:
             ("check_prompts", 1),
             ("check_every", 0),
             ("threads", 1),
+            ("mebibytes_a_rollout", 1),
         ):
             number = getattr(self, name)
             if number is not None and number < lowest:
                 raise ValueError(f"{name} must be {lowest} or more, got {number}")
         if not self.seconds_a_rollout > 0:
             raise ValueError(f"seconds_a_rollout must be more than 0, got {self.seconds_a_rollout}")
+        if self.on_verifier_timeout not in TIMED_OUT:
+            raise ValueError(f"on_verifier_timeout needs {' or '.join(TIMED_OUT)}, got {self.on_verifier_timeout!r}")
         check_model_name(self.model)
         problems(0, seed=0, families=self.families)  # names an unknown family
         if self.families and self.task != "embedded":

@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from poise.doctor.watch import RunWatch
 from poise.engines.trl import PoiseConfig, PoiseTrainer
 from poise.engines.trl.checkpoints import checkpoint_step, newest_whole_checkpoint, read_beside
 from poise.evaluate import HeldOutAccuracy, Sampling, accuracy_of_rewards, sampled_completions
@@ -95,8 +96,12 @@ class TrainingRun:
             rewards=settings.reward or (),
             weights=config.reward_weights,
             seconds_a_rollout=settings.seconds_a_rollout,
+            mebibytes_a_rollout=settings.mebibytes_a_rollout,
+            on_verifier_timeout=settings.on_verifier_timeout,
             chat_options=config.chat_template_kwargs,
+            ungradable=directory.ungradable,
         )
+        self.graded_task.check_gold_answers()
         self.trainer = policy_trainer(settings, config, tokenizer, self.graded_task)
         self.checkpoint = newest_whole_checkpoint(directory.checkpoints)
 
@@ -122,7 +127,13 @@ class TrainingRun:
 
     def _train(self, watch: Watch, stop: Stop) -> dict[str, Any]:
         progress = Progress(steps=self.settings.steps)
-        recorder = RunRecorder(self.trainer, self.graded_task, self.settings, self.directory, progress, watch, stop)
+        alarms = RunWatch()
+        self.trainer.add_callback(alarms)
+
+        def stopped() -> bool:
+            return stop() or bool(alarms.reason)
+
+        recorder = RunRecorder(self.trainer, self.graded_task, self.settings, self.directory, progress, watch, stopped)
         self.trainer.add_callback(recorder)
         self.trainer.saved_beside = recorder.state
         self.trainer.finite_steps.file = self.directory.first_bad_step
@@ -147,6 +158,7 @@ class TrainingRun:
             "steps": progress.step,
             "stopped_early": progress.step < self.settings.steps,
             "skipped_steps": progress.skipped_steps,
+            "stopped_because": alarms.reason or None,
             "rollouts": progress.rollouts,
             "generated_tokens": progress.generated_tokens,
             "grading": dict(self.graded_task.grader.counts),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from poise.cli import compare, eval, report, study, train
+from poise.cli import compare, doctor, eval, report, study, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +18,7 @@ eval.add_to(app)
 study.add_to(app)
 report.add_to(app)
 compare.add_to(app)
+doctor.add_to(app)
 
 
 def _print_version(wanted: bool) -> bool:

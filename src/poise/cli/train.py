@@ -6,6 +6,7 @@ can go on exactly, with everything written. However a run ended, the same comman
 """
 
 import errno
+import json
 import logging
 import os
 import re
@@ -97,6 +98,8 @@ def train(
 
     Without options: the small model of the package learns its six families of problems, in minutes on two CPU cores.
     """
+    from poise.rewards.functions import RewardError
+
     named = {"model": model, "task": task, "reward": reward or None, "reward_weights": reward_weight or None}
     named |= {"families": families, "steps": steps, "seed": seed, "eval_prompts": eval_prompts}
     with quiet_hosts():
@@ -117,6 +120,8 @@ def train(
                 summary = ready.train(watch=watch, stop=lambda: bool(asked))
         except (CheckpointError, BlockingIOError) as error:
             raise said(error, code=2) from error
+        except RewardError as error:
+            raise said(error, code=1, then=command_to_go_on(ready.directory.path)) from error
         except (OSError, FloatingPointError) as error:
             if isinstance(error, OSError) and not is_about_the_disk(error):  # of a reward function, say
                 raise
@@ -124,6 +129,10 @@ def train(
         except KeyboardInterrupt as error:
             raise said("stopped at once", code=130, then=command_to_go_on(ready.directory.path)) from error
         print_summary(summary, ready.directory.path)
+        if summary["stopped_because"]:
+            print_ungradable(ready.directory.ungradable)
+            typer.echo(f"poise train: stopped: {summary['stopped_because']}", err=True)
+            raise typer.Exit(1)
 
 
 def said(trouble: object, *, code: int, then: str | None = None) -> typer.Exit:
@@ -418,6 +427,15 @@ def print_summary(summary: Mapping[str, Any], path: Path) -> None:
         sep="\n",
         soft_wrap=True,
     )
+
+
+def print_ungradable(path: Path, num: int = 3) -> None:
+    """The first rollouts that could not be graded, in a line each."""
+    for line in path.read_text().splitlines()[:num] if path.exists() else []:
+        case = json.loads(line)
+        shown = {name: case[name] for name in ("prompt", "completion", "answer")}
+        parts = ", ".join(f"{name} {text!r:.100}" for name, text in shown.items())
+        console.print(f"ungradable at step {case['step']}: {case['cause']}: {parts}", soft_wrap=True, markup=False)
 
 
 def print_options() -> None:

@@ -1,18 +1,25 @@
 """Which function of the user's gives the rewards?
 
 The rule: it has the signature of TRL's reward functions, `(completions, **columns) -> list[float | None]`, and is tried
-on gold answers before the first step, so that a mistake in it costs no training.
+on gold answers before the first step, so that a mistake in it costs no training. It runs in the trainer's own process,
+as in TRL, without limits; what it raises or returns wrongly later ends the run with a sentence that names the case.
 """
 
 import asyncio
+import functools
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 RewardFunction = Callable[..., Any]
+
+
+class RewardError(Exception):
+    """A reward function did during training what no training can go on from."""
 
 
 def reward_function(spec: str) -> RewardFunction:
@@ -43,7 +50,7 @@ def rewards_of(
     *,
     prompts: Sequence[Any],
     completions: Sequence[Any],
-    columns: Mapping[str, Sequence[Any]],
+    columns: Mapping[str, Any],
 ) -> Any:
     """What a reward function returns, awaited where it is asynchronous; the arguments are those that TRL hands over.
 
@@ -69,7 +76,7 @@ def check_reward_function(
     spec: str,
     prompts: Sequence[Any],
     completions: Sequence[Any],
-    columns: Mapping[str, Sequence[Any]],
+    columns: Mapping[str, Any],
 ) -> None:
     """Try a reward function on completions that are gold answers.
 
@@ -80,11 +87,75 @@ def check_reward_function(
         returned = rewards_of(function, prompts=prompts, completions=completions, columns=columns)
     except Exception as error:
         raise ValueError(f"reward {spec!r} raised {type(error).__name__} on gold answers: {error}") from error
-    wanted = f"reward {spec!r} must return a list with one number or None for each of {len(completions)} completions"
+    if mistake := _mistake(returned, len(completions)):
+        raise ValueError(f"reward {spec!r} {mistake}")
+
+
+def guarded(function: RewardFunction, *, spec: str) -> RewardFunction:
+    """The same reward function, which raises nothing but `RewardError`: one sentence with the step and the case.
+
+    Args:
+        function: TRL's signature, synchronous or not.
+        spec: Its name in sentences.
+    """
+
+    def place(completions: Sequence[Any], columns: Mapping[str, Any], number: int = 0) -> str:
+        state, prompts = columns.get("trainer_state"), columns.get("prompts")
+        step = "" if state is None else f" at step {state.global_step + 1}"
+        prompt = f" for the prompt {prompts[number]!r:.200}" if prompts else ""
+        return f"{step}, completion {number + 1} of {len(completions)} being {completions[number]!r:.200}{prompt}"
+
+    def failed(error: Exception, completions: Sequence[Any], columns: Mapping[str, Any]) -> RewardError:
+        cause = f"reward {spec!r} raised {type(error).__name__}: {error}"
+        return RewardError(cause + place(completions, columns))
+
+    def checked(returned: Any, completions: Sequence[Any], columns: Mapping[str, Any]) -> list[float | None]:
+        if mistake := _mistake(returned, len(completions)):
+            whole = hasattr(returned, "__len__") and len(returned) == len(completions)
+            number = _number_of_mistake(returned) if whole else None
+            raise RewardError(f"reward {spec!r} {mistake}{place(completions, columns, number or 0)}")
+        return [None if reward is None else float(reward) for reward in returned]
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def asynchronous(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+            try:
+                returned = await function(completions=completions, **columns)
+            except Exception as error:
+                raise failed(error, completions, columns) from error
+            return checked(returned, completions, columns)
+
+        return asynchronous
+
+    @functools.wraps(function)
+    def synchronous(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        try:
+            returned = function(completions=completions, **columns)
+        except Exception as error:
+            raise failed(error, completions, columns) from error
+        return checked(returned, completions, columns)
+
+    return synchronous
+
+
+def _mistake(returned: Any, num_completions: int) -> str | None:
+    """What is wrong with what a reward function returned, None if nothing is."""
+    wanted = f"must return a list with one number or None for each of {num_completions} completions"
     if isinstance(returned, str | bytes | Mapping) or not hasattr(returned, "__len__"):
-        raise ValueError(f"{wanted}, got a {type(returned).__name__}")
-    if len(returned) != len(completions):
-        raise ValueError(f"{wanted}, got {len(returned)}")
-    for reward in returned:
-        if reward is not None and not hasattr(reward, "__float__"):
-            raise ValueError(f"{wanted}, got {reward!r}")
+        return f"{wanted}, got a {type(returned).__name__}"
+    if len(returned) != num_completions:
+        return f"{wanted}, got {len(returned)}"
+    number = _number_of_mistake(returned)
+    return None if number is None else f"{wanted}, got {returned[number]!r}"
+
+
+def _number_of_mistake(returned: Sequence[Any]) -> int | None:
+    """The first entry that is neither a number nor None; NaN is as good as None, and infinity no number."""
+    for number, reward in enumerate(returned):
+        try:
+            if reward is not None and math.isinf(reward.__float__()):
+                return number
+        except Exception:
+            return number
+    return None

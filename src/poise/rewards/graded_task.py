@@ -5,22 +5,31 @@ whether answers are right, by the task's own verifier, whatever is rewarded in t
 answers is it the reward itself.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import TrainerState
 
-from poise.rewards.functions import check_reward_function, reward_function, rewards_of
+from poise.rewards.functions import check_reward_function, guarded, reward_function, rewards_of
 from poise.rewards.grading import Grader, TaskReward, problem_columns
+from poise.rewards.ungradable import UngradableFile
 from poise.rewards.verifiers import FULL_MARKS
 from poise.tasks.embedded import END_OF_THINKING, THINK
 from poise.tasks.problem import Problem
 from poise.tasks.task import task_named
 
+logger = logging.getLogger(__name__)
+
 HELD_OUT_SEED = 1
 """Of the held-out problems, whatever the seed of the run."""
+GOLD_ANSWERS = 32
+"""So many are tried before the first step."""
+MOST_REFUSED = 0.2
+"""Share of gold answers that a verifier may refuse; a run on more cannot tell right from wrong."""
 
 
 class GradedTask:
@@ -31,8 +40,9 @@ class GradedTask:
         tokenizer: Of the policy.
         rewards: Reward functions as "package.module:function"; none for the task's own verifier.
         weights: One for each of `rewards`; all 1 if None.
-        seconds_a_rollout: Time limit of a verdict.
+        seconds_a_rollout, mebibytes_a_rollout, on_verifier_timeout: Limits of a verdict; see `Grader`.
         chat_options: For the tokenizer's `apply_chat_template`.
+        ungradable: File for what the verifier cannot grade in training; None for none.
 
     Attributes:
         task: The `poise.tasks.task.Task`.
@@ -53,7 +63,10 @@ class GradedTask:
         rewards: Sequence[str] = (),
         weights: Sequence[float] | None = None,
         seconds_a_rollout: float = 10.0,
+        mebibytes_a_rollout: int = 2048,
+        on_verifier_timeout: str = "wrong",
         chat_options: Mapping[str, Any] | None = None,
+        ungradable: Path | None = None,
     ) -> None:
         num_rewards = len(rewards) or 1
         if weights is not None and len(weights) != num_rewards:
@@ -70,11 +83,49 @@ class GradedTask:
         if not held_out:
             raise ValueError(f"task {spec!r} holds no problems out: it needs more of them, or ?heldout=SPLIT")
         opened = self.texts(held_out)[0].rstrip().endswith(THINK)
-        self.grader = Grader(seconds_a_rollout=seconds_a_rollout, opening=THINK if opened else "")
+        self.grader = Grader(
+            seconds_a_rollout=seconds_a_rollout,
+            mebibytes_a_rollout=mebibytes_a_rollout,
+            on_verifier_timeout=on_verifier_timeout,
+            opening=THINK if opened else "",
+        )
         for name, function in self._functions.items():
             check_reward_function(function, spec=name, **self._arguments(self._gold(tried), tried))
-        self.reward_functions = list(self._functions.values()) or [TaskReward(self.grader)]
+        self._functions = {name: guarded(function, spec=name) for name, function in self._functions.items()}
+        self.reward_functions = list(self._functions.values()) or [
+            TaskReward(self.grader, UngradableFile(ungradable) if ungradable else None)
+        ]
         self._measures_rewards = bool(rewards) and not any(p.answer or p.details for p in self.held_out(100))
+
+    def check_gold_answers(self, num: int = GOLD_ANSWERS) -> None:
+        """Grade a sample of gold answers as if the policy had given them; needless where the user's functions grade.
+
+        Where a problem has no gold answer, such as one with tests alone, whatever is answered must be gradable.
+
+        Raises:
+            ValueError: If the verifier does not accept more than `MOST_REFUSED` of them.
+        """
+        if self._functions:
+            return
+        sample = self.task.problems(num, seed=0)
+        verdicts = self.grader.verdicts(self._gold(sample), sample)
+        self.grader.counts.clear()
+        refused = [
+            (problem, verdict)
+            for problem, verdict in zip(sample, verdicts, strict=True)
+            if math.isnan(verdict.reward) or (problem.answer and verdict.reward < FULL_MARKS)
+        ]
+        if not refused:
+            return
+        problem, verdict = refused[0]
+        sentence = (
+            f"the verifier {problem.verifier!r} does not accept {len(refused)} of {len(sample)} gold answers, "
+            f"such as {problem.answer!r:.200} to {problem.prompt!r:.200} ({verdict.cause or 'called wrong'})"
+        )
+        if len(refused) > MOST_REFUSED * len(sample):
+            self.close()
+            raise ValueError(f"{sentence}: check the columns of the data set and the verifier")
+        logger.warning("%s", sentence)
 
     def training_data(self, num: int, *, seed: int) -> Dataset:
         """Up to `num` problems to train on, with the columns that the reward functions take."""
@@ -128,7 +179,11 @@ class GradedTask:
         return columns | {"prompt": problem.asked(as_chat=self._as_chat)} | problem_columns(problem)
 
     def _gold(self, problems: Sequence[Problem]) -> list[str]:
-        return [f"{END_OF_THINKING}{p.answer}" if p.prompt.rstrip().endswith(THINK) else p.answer for p in problems]
+        """Completions that give the gold answers, where thinking was begun after its end."""
+        return [
+            f"{END_OF_THINKING}{p.answer}" if self.grader.opening or p.prompt.rstrip().endswith(THINK) else p.answer
+            for p in problems
+        ]
 
     def _arguments(self, completions: Sequence[str], problems: Sequence[Problem]) -> dict[str, Any]:
         """What `rewards_of` takes, as TRL hands it over."""

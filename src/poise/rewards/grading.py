@@ -1,8 +1,9 @@
 """How are many rollouts graded without one of them stopping the rest?
 
-The rule: a verifier that may hang or crash runs in a worker process, one rollout at a time under a time limit, and is
-killed when the time is up. A verifier that does not come to an end has said nothing: the rollout is ungradable (NaN),
-not wrong, and `Grader.counts` says how many there were of which cause.
+The rule: a verifier that may hang or crash runs in a worker process, one rollout at a time under limits of time and
+memory, and the kernel ends the worker when its time is up. One that did not come to an end is tried once more in a
+fresh worker. What the policy can cause is wrong; a worker that is lost again has said nothing, and its rollout is
+ungradable (NaN). `Grader.counts` says how many there were of which cause.
 
 A script that grades must start its own work under `if __name__ == "__main__":`, as everywhere that Python starts
 processes; workers are forked from a server that has the verifiers loaded and no threads of the trainer.
@@ -12,15 +13,18 @@ import math
 import multiprocessing
 import os
 import resource
+import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
+from poise.rewards.ungradable import UngradableFile
 from poise.rewards.verifiers import VERIFIERS, Verdict, verdict
 from poise.tasks.problem import Problem
 
@@ -28,6 +32,18 @@ PRELOADED = ["poise.rewards.verifiers", "math_verify", "reasoning_gym"]
 """What the server of workers has imported, so that a worker starts at once and its time is spent on grading."""
 SECONDS_TO_START = 120.0
 """For all workers together, on a busy machine; a pool that does not answer by then is given up."""
+ATTEMPTS = 2
+"""How often a rollout is given to a worker before the failure of workers is its outcome."""
+MOST_BROKEN_POOLS = 20
+"""Pools in a row that broke before any of their rollouts was tried."""
+
+TIME_LIMIT = "time limit"
+WORKER_LOST = "worker lost"
+NOT_TRIED = ""
+"""Outcome of a rollout whose worker never began with it."""
+
+TIMED_OUT = {"wrong": Verdict(0.0, TIME_LIMIT), "ungradable": Verdict(math.nan, TIME_LIMIT)}
+"""What a verifier's second time-out means, by name."""
 
 
 class Grader:
@@ -35,6 +51,9 @@ class Grader:
 
     Args:
         seconds_a_rollout: Time limit of one verdict.
+        mebibytes_a_rollout: Memory that one verdict may take beyond what its worker had before.
+        on_verifier_timeout: "wrong" or "ungradable": what a rollout is on which the verifier timed out twice. A policy
+            can cause that, so that it is wrong by default.
         workers: Processes; by default as many as there are cores, and at most 8. They start when first needed.
         opening: What the prompt has put in front of every completion, such as "<think>" where the chat template opens
             the thinking: a completion that never closes it then has no answer.
@@ -44,22 +63,40 @@ class Grader:
             those of `poise.rewards.verifiers.Verdict`.
 
     Raises:
-        ValueError: If the time limit or the number of workers is not positive.
+        ValueError: If a limit or the number of workers is not positive, or `on_verifier_timeout` is something else.
     """
 
-    def __init__(self, *, seconds_a_rollout: float = 10.0, workers: int | None = None, opening: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        seconds_a_rollout: float = 10.0,
+        mebibytes_a_rollout: int = 2048,
+        on_verifier_timeout: str = "wrong",
+        workers: int | None = None,
+        opening: str = "",
+    ) -> None:
         if not seconds_a_rollout > 0:
             raise ValueError(f"a rollout needs a time limit of more than 0 seconds, got {seconds_a_rollout}")
+        if mebibytes_a_rollout < 1:
+            raise ValueError(f"a rollout needs a memory limit of 1 MiB or more, got {mebibytes_a_rollout}")
+        if on_verifier_timeout not in TIMED_OUT:
+            raise ValueError(f"on_verifier_timeout needs {' or '.join(TIMED_OUT)}, got {on_verifier_timeout!r}")
         if workers is not None and workers < 1:
             raise ValueError(f"grading needs 1 worker or more, got {workers}")
         self.seconds_a_rollout = seconds_a_rollout
+        self.mebibytes_a_rollout = mebibytes_a_rollout
+        self.on_verifier_timeout = on_verifier_timeout
         self.workers = workers or min(8, os.cpu_count() or 1)
         self.opening = opening
         self.counts: Counter[str] = Counter()
         self._pool: ProcessPool | None = None
 
     def rewards(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[float]:
-        """The reward of every completion, NaN where ungradable.
+        """The reward of every completion, NaN where ungradable; arguments and errors as `verdicts`."""
+        return [each.reward for each in self.verdicts(completions, problems)]
+
+    def verdicts(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[Verdict]:
+        """The verdict on every completion.
 
         Args:
             completions: Texts.
@@ -70,22 +107,14 @@ class Grader:
         """
         if len(completions) != len(problems):
             raise ValueError(f"{len(completions)} completions need one problem each, got {len(problems)}")
-        waiting: list[Verdict | ProcessFuture[Verdict]] = [
-            verdict(self.opening + completion, problem)
-            if VERIFIERS[problem.verifier].harmless
-            else self._running_pool().schedule(
-                _mortal_verdict,
-                args=(self.opening + completion, problem, self.seconds_a_rollout),
-                timeout=self.seconds_a_rollout,
-            )
-            for completion, problem in zip(completions, problems, strict=True)
-        ]
-        # A worker may die where the pool does not see it; the pool must not wait for it for ever.
-        rounds = math.ceil(len(waiting) / self.workers) + 1
-        patience = SECONDS_TO_START + 2 * self.seconds_a_rollout * rounds
-        verdicts = [each if isinstance(each, Verdict) else self._result(each, patience) for each in waiting]
+        rollouts = [(self.opening + text, problem) for text, problem in zip(completions, problems, strict=True)]
+        guarded = {
+            place: rollout for place, rollout in enumerate(rollouts) if not VERIFIERS[rollout[1].verifier].harmless
+        }
+        found = self._verdicts_of_workers(guarded)
+        verdicts = [found[place] if place in found else verdict(*each) for place, each in enumerate(rollouts)]
         self.counts.update(each.cause for each in verdicts if each.cause)
-        return [each.reward for each in verdicts]
+        return verdicts
 
     def close(self) -> None:
         """End all workers."""
@@ -102,6 +131,45 @@ class Grader:
     ) -> None:
         self.close()
 
+    def _verdicts_of_workers(self, rollouts: Mapping[int, tuple[str, Problem]]) -> dict[int, Verdict]:
+        """The verdicts of workers, by place."""
+        verdicts: dict[int, Verdict] = {}
+        attempts: Counter[int] = Counter()
+        broken = 0
+        while waiting := {place: rollout for place, rollout in rollouts.items() if place not in verdicts}:
+            if attempts or broken:
+                self.close()  # a fresh worker for whatever failed
+            outcomes = self._outcomes(waiting)
+            broken = 0 if any(outcome != NOT_TRIED for outcome in outcomes.values()) else broken + 1
+            for place, outcome in outcomes.items():
+                if isinstance(outcome, Verdict):
+                    verdicts[place] = outcome
+                    continue
+                attempts[place] += outcome != NOT_TRIED
+                if attempts[place] == ATTEMPTS or broken == MOST_BROKEN_POOLS:
+                    timed_out = outcome == TIME_LIMIT
+                    verdicts[place] = (
+                        TIMED_OUT[self.on_verifier_timeout] if timed_out else Verdict(math.nan, WORKER_LOST)
+                    )
+        return verdicts
+
+    def _outcomes(self, rollouts: Mapping[int, tuple[str, Problem]]) -> dict[int, Verdict | str]:
+        """Each rollout given to a worker once: its verdict, or what happened to the worker."""
+        limits = (self.seconds_a_rollout, self.mebibytes_a_rollout)
+        futures = {
+            place: self._running_pool().schedule(
+                _limited_verdict, args=(*rollout, *limits), timeout=self._patience(rounds=1)
+            )
+            for place, rollout in rollouts.items()
+        }
+        # A worker may die where the pool does not see it; the pool must not wait for it for ever.
+        patience = SECONDS_TO_START + self._patience(rounds=math.ceil(len(futures) / self.workers) + 1)
+        return {place: self._outcome(future, patience) for place, future in futures.items()}
+
+    def _patience(self, *, rounds: int) -> float:
+        """Seconds after which a worker that did not end itself in time is ended from outside."""
+        return rounds * (2 * self.seconds_a_rollout + 1)
+
     def _running_pool(self) -> ProcessPool:
         if self._pool is not None and not self._pool.active:  # a worker was lost between two batches
             self.close()
@@ -111,30 +179,43 @@ class Grader:
             self._pool = ProcessPool(max_workers=self.workers, context=context)
         return self._pool
 
-    def _result(self, future: "ProcessFuture[Verdict]", patience: float) -> Verdict:
+    def _outcome(self, future: "ProcessFuture[Verdict]", patience: float) -> Verdict | str:
         try:
             return future.result(timeout=patience)
         except TimeoutError:
+            # The kernel has ended a worker that was late long before: this one died at once, before the pool took note.
             if not future.done():
                 self.close()
-                return Verdict(math.nan, "worker lost")
-            return Verdict(math.nan, "time limit")
-        except (ProcessExpired, BrokenProcessPool, CancelledError):
-            return Verdict(math.nan, "worker lost")
-        except Exception:  # what cannot travel between processes, or an end that a verifier asked for
+            return WORKER_LOST
+        except ProcessExpired as error:
+            return TIME_LIMIT if error.exitcode == -signal.SIGALRM else WORKER_LOST
+        except (BrokenProcessPool, CancelledError):
+            return NOT_TRIED
+        except Exception:  # what cannot travel between processes
             return Verdict(math.nan, "worker failed")
 
 
-def _mortal_verdict(completion: str, problem: Problem, seconds: float) -> Verdict:
-    """The verdict, in a worker that the kernel ends when nobody is left to do so.
+def _limited_verdict(completion: str, problem: Problem, seconds: float, mebibytes: int) -> Verdict:
+    """The verdict, in a worker that gets no more memory, and that the kernel ends when its time is up.
 
-    The trainer kills a worker whose time is up. Where the trainer itself was killed, a verifier inside one long
-    operation would go on for ever: no thread and no handler of the worker ever gets a turn.
+    It needs nobody for that: a verifier inside one long operation gives no thread and no handler a turn, and whoever
+    started the worker may be gone.
     """
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    allowed = math.ceil(used.ru_utime + used.ru_stime + 2 * seconds + 1)
-    resource.setrlimit(resource.RLIMIT_CPU, (allowed, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-    return verdict(completion, problem)
+    address_space, most = resource.getrlimit(resource.RLIMIT_AS)
+    statm = Path("/proc/self/statm")
+    if statm.exists():  # elsewhere the limit is not kept by the system anyway
+        resource.setrlimit(resource.RLIMIT_AS, (_mapped_bytes(statm) + mebibytes * 2**20, most))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return verdict(completion, problem, seconds=seconds)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (address_space, most))
+
+
+def _mapped_bytes(statm: Path) -> int:
+    return int(statm.read_text().split()[0]) * resource.getpagesize()
 
 
 class TaskReward:
@@ -144,10 +225,13 @@ class TaskReward:
 
     Args:
         grader: Grades the completions; whoever made it closes it.
+        ungradable: Keeps what could not be graded; None for nobody.
     """
 
-    def __init__(self, grader: Grader) -> None:
+    def __init__(self, grader: Grader, ungradable: UngradableFile | None = None) -> None:
         self.grader = grader
+        self.ungradable = ungradable
+        self._seen: set[str] = set()
         self.__name__ = "correctness_reward"
 
     def __call__(
@@ -162,13 +246,35 @@ class TaskReward:
     ) -> list[float]:
         """One reward a completion, text or messages; NaN where ungradable."""
         problems = [Problem("", *each) for each in zip(answer, domain, verifier, details, strict=True)]
-        before = Counter(self.grader.counts)
-        rewards = self.grader.rewards([completion_text(each) for each in completions], problems)
+        texts = [completion_text(each) for each in completions]
+        verdicts = self.grader.verdicts(texts, problems)
+        if self.ungradable is not None:
+            state, prompts = columns.get("trainer_state"), columns.get("prompts") or [""] * len(texts)
+            self.ungradable.add(
+                verdicts,
+                step=1 if state is None else state.global_step + 1,  # as in the files of rollouts
+                prompts=[completion_text(each) for each in prompts],
+                completions=texts,
+                answers=answer,
+            )
         if (log_metric := columns.get("log_metric")) is not None:
-            log_metric("reward/ungradable_share", sum(math.isnan(reward) for reward in rewards) / len(rewards))
-            for cause, count in (self.grader.counts - before).items():
-                log_metric(f"reward/{cause.replace(':', '').replace(' ', '_')}", count)
-        return rewards
+            for name, share in self._shares(verdicts).items():
+                log_metric(f"reward/{name}", share)
+        return [each.reward for each in verdicts]
+
+    def _shares(self, verdicts: Sequence[Verdict]) -> dict[str, float]:
+        """Shares of the batch by cause, of every cause there has been: one that is gone is 0, not missing."""
+        total = max(1, len(verdicts))
+        counts = Counter(metric_name(each) for each in verdicts if each.cause)
+        self._seen |= set(counts)
+        ungradable = sum(math.isnan(each.reward) for each in verdicts) / total
+        return {"ungradable_share": ungradable} | {name: counts[name] / total for name in sorted(self._seen)}
+
+
+def metric_name(given: Verdict) -> str:
+    """Under which name verdicts of this cause are counted: "ungradable/no_gold_answer", "wrong/time_limit"."""
+    kind = "ungradable" if math.isnan(given.reward) else "wrong"
+    return f"{kind}/{given.cause.replace(' ', '_')}"
 
 
 def problem_columns(problem: Problem) -> dict[str, str]:

@@ -14,16 +14,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from poise.rewards.code_tests import UnreadableTestError, failure, parsed_tests, program_of
+from poise.rewards.sandbox import IsolationError
 from poise.tasks.embedded import END_OF_THINKING, THINK, is_correct
 from poise.tasks.generated import data_set, json_value
 from poise.tasks.problem import Problem
 
 FULL_MARKS = 1.0 - 1e-6
 """A reward from here on is a right answer."""
+SHARE_FOR_PROGRAMS = 0.8
+"""Of a verdict's time: a program that takes longer is wrong, before the verifier itself runs out of time."""
 
 
 class UngradableError(Exception):
     """Nothing can be said about any completion of the problem; the message is the cause, in a few words."""
+
+
+class WrongError(Exception):
+    """The completion is wrong for a reason worth counting; the message is the cause, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Verifier:
-    """`reward(completion, problem)`, and whether it is so simple that it can neither hang nor crash."""
+    """How one kind of problem is graded.
 
-    reward: Callable[[str, Problem], float]
+    Attributes:
+        reward: `reward(completion, problem)`.
+        harmless: Whether it is so simple that it can neither hang nor crash.
+        keeps_time: Whether it ends by itself within a time limit, given as `reward(completion, problem, seconds=...)`.
+    """
+
+    reward: Callable[..., float]
     harmless: bool = False
+    keeps_time: bool = False
 
 
 def final_answer(completion: str) -> str:
@@ -117,30 +132,56 @@ def math_reward(completion: str, problem: Problem) -> float:
     return float(verify(gold, found, timeout_seconds=None))
 
 
+def python_reward(completion: str, problem: Problem, *, seconds: float) -> float:
+    """1 where the program in the final answer passes all tests that the problem's details hold."""
+    try:
+        tests = parsed_tests(json.loads(problem.details)["tests"])
+    except (UnreadableTestError, ValueError, KeyError, TypeError):
+        raise UngradableError("no readable tests") from None
+    try:
+        found = failure(program_of(final_answer(completion)), tests, seconds=SHARE_FOR_PROGRAMS * seconds)
+    except IsolationError:
+        raise UngradableError("no isolation for programs") from None
+    if found:
+        raise WrongError(found)
+    return float(found is None)
+
+
 VERIFIERS = {
     "embedded": Verifier(embedded_reward, harmless=True),
     "exact": Verifier(exact_reward, harmless=True),
     "reasoning-gym": Verifier(reasoning_gym_reward),
     "math": Verifier(math_reward),
+    "python": Verifier(python_reward, keeps_time=True),
 }
 """By the name that a problem carries."""
 
 
-def verdict(completion: str, problem: Problem) -> Verdict:
-    """The verdict of a problem's verifier, in this process: it may hang."""
+def verdict(completion: str, problem: Problem, *, seconds: float = 10.0) -> Verdict:
+    """The verdict of a problem's verifier, in this process: it may hang.
+
+    Args:
+        completion: What is graded.
+        problem: What it answers.
+        seconds: Time limit, for a verifier that keeps one by itself.
+    """
     verifier = VERIFIERS[problem.verifier]
+    reward = functools.partial(verifier.reward, seconds=seconds) if verifier.keeps_time else verifier.reward
     try:
-        return Verdict(_finite(verifier.reward(completion, problem)))
+        return Verdict(_finite(reward(completion, problem)))
     except UngradableError as error:
         return Verdict(math.nan, str(error))
-    except Exception:
-        try:
-            accepts_gold = verifier.reward(END_OF_THINKING + problem.answer, problem) >= FULL_MARKS
-        except Exception:
-            accepts_gold = False
-        if accepts_gold:
-            return Verdict(0.0, "verifier raised: wrong")
-        return Verdict(math.nan, "verifier fails on the gold answer")
+    except WrongError as error:
+        return Verdict(0.0, str(error))
+    except MemoryError:
+        cause = "memory limit"
+    except (Exception, SystemExit):
+        cause = "verifier raised"
+    try:
+        accepts_gold = reward(END_OF_THINKING + problem.answer, problem) >= FULL_MARKS
+    except (Exception, SystemExit):
+        accepts_gold = False
+    return Verdict(0.0, cause) if accepts_gold else Verdict(math.nan, "verifier fails on the gold answer")
 
 
 def graded(completion: str, problem: Problem) -> float:

@@ -7,6 +7,7 @@ that was there before are left out; a given split, or else a hash of the prompt,
 import csv
 import json
 import random
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +15,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from poise.rewards.sandbox import isolation_fault
 from poise.tasks.problem import Messages, Problem, ProblemSource, prompt_text, split_of
 
 PROMPT_COLUMNS = ("prompt", "problem", "question")
 ANSWER_COLUMNS = ("answer", "ground_truth", "reward_model.ground_truth", "final_answer", "expected_answer", "solution")
-OPTIONS = ("prompt", "answer", "domain", "split", "heldout", "config", "verifier", "instruction")
-VERIFIER_NAMES = ("math", "exact")
+TESTS_COLUMNS = ("tests", "test_list", "test_cases", "input_output")
+OPTIONS = ("prompt", "answer", "domain", "split", "heldout", "config", "verifier", "tests", "instruction")
+VERIFIER_NAMES = ("math", "exact", "python")
 FILES = (".jsonl", ".json", ".parquet", ".csv")
 OWN_COLUMNS = frozenset({"prompt", "answer", "domain", "verifier", "details", "completion", "completions", "prompts"})
 """Names of columns that have a meaning of their own in the data set that a trainer gets."""
@@ -86,11 +89,13 @@ class DataSet:
         return found
 
     def _column_names(self, row: Row) -> dict[str, str | None]:
-        """The columns of prompt, answer and domain."""
+        """The columns of prompt, answer, tests and domain."""
+        tested = self.options.get("verifier") == "python"
         prompt = self._column(row, "prompt", PROMPT_COLUMNS, needed=True)
-        answer = self._column(row, "answer", ANSWER_COLUMNS, needed=self.needs_answers)
+        answer = self._column(row, "answer", ANSWER_COLUMNS, needed=self.needs_answers and not tested)
+        tests = self._column(row, "tests", TESTS_COLUMNS, needed=tested)
         domain = self._column(row, "domain", ("domain",), needed=False)
-        return {"prompt": prompt, "answer": answer, "domain": domain}
+        return {"prompt": prompt, "answer": answer, "tests": tests, "domain": domain}
 
     def _column(self, row: Row, option: str, known: Sequence[str], *, needed: bool) -> str | None:
         there = {
@@ -120,11 +125,14 @@ class DataSet:
             if messages is not None:
                 messages = [*messages[:-1], messages[-1] | {"content": f"{messages[-1]['content']}\n\n{instruction}"}]
         domain = _value(row, names["domain"])
+        verifier = self.options.get("verifier", row.get("verifier"))
+        verifier = verifier if verifier in VERIFIER_NAMES else "math"
         return Problem(
             prompt,
             _answer(_value(row, names["answer"])),
             str(domain) if domain is not None else Path(self.source).stem,
-            verifier=self.options.get("verifier", "math"),
+            verifier=verifier,
+            details=json.dumps({"tests": _value(row, names["tests"])}) if verifier == "python" else "",
             messages=messages,
             columns={name: value for name, value in row.items() if name not in OWN_COLUMNS},
         )
@@ -175,7 +183,8 @@ def data_set_problems(source: str, options: Mapping[str, str], *, needs_answers:
 
     Args:
         source: A .jsonl, .json, .parquet or .csv file, a folder, or the name of a Hugging Face data set.
-        options: See `OPTIONS`: columns, splits, the verifier ("math" or "exact"), a text to put after every question.
+        options: See `OPTIONS`: columns, splits, the verifier of rows that do not name their own ("math", "exact" or
+            "python"), a text to put after every question.
         needs_answers: Whether a data set without a column of answers is refused.
 
     Raises:
@@ -185,11 +194,13 @@ def data_set_problems(source: str, options: Mapping[str, str], *, needs_answers:
     if unknown := [name for name in options if name not in OPTIONS]:
         raise ValueError(f"options of a data set are {', '.join(OPTIONS)}, got {', '.join(unknown)}")
     if options.get("verifier", "math") not in VERIFIER_NAMES:
-        raise ValueError(f"verifier needs {' or '.join(VERIFIER_NAMES)}, got {options['verifier']!r}")
+        raise ValueError(f"verifier needs {', '.join(VERIFIER_NAMES)}, got {options['verifier']!r}")
     if needs_answers and options.get("verifier", "math") == "math" and find_spec("math_verify") is None:
         raise ValueError("answers are graded by the package math-verify: `pip install math-verify`, or ?verifier=exact")
     problems = DataSet(source, dict(options), needs_answers)
-    problems(0, seed=0)  # says at once what is wrong with it
+    everything = problems(sys.maxsize, seed=0, split="all")  # says at once what is wrong with it
+    if any(problem.verifier == "python" for problem in everything) and (fault := isolation_fault()):
+        raise ValueError(f"tests of programs need isolation, which this machine does not give: {fault}")
     return Path(source).stem, problems
 
 

@@ -1,0 +1,87 @@
+"""`poise doctor`: what is wrong with a run, before it begins or while it goes on?
+
+The rule: a table with one sentence a check; exit code 1 if one fails, 2 if the run could not begin at all.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from typer.core import TyperCommand
+
+from poise.cli.train import config_file, console, extra_options, quiet_hosts
+
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+class DoctorCommand(TyperCommand):
+    """A command that takes options beyond its own."""
+
+    context_class = typer.Context  # what `doctor` says it takes; typer itself hands over the parent class
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the command `doctor`."""
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command("doctor", cls=DoctorCommand, context_settings=settings)(doctor)
+
+
+def doctor(
+    context: typer.Context,
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="A yaml file of settings, or the folder of a run. Default: the embedded model."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The folder of all runs, for its disk.")] = Path("runs"),
+) -> None:
+    """Examine a run before it begins: sampling, tokens, updates, rewards, memory, disk, versions.
+
+    poise doctor [RUN] [OPTIONS OF poise train]
+
+    RUN is a yaml file of settings, or the folder of a run, whose metrics are read too. Default: the embedded model.
+    """
+    # Not declared as an argument: of options that it does not know, typer would take the first for it.
+    given = list(context.args)
+    run = Path(given.pop(0)) if given and not given[0].startswith("--") else None
+    table = Table("check", "", "finding", box=None, padding=(0, 1))
+    failed = False
+    with quiet_hosts():
+        try:
+            for finding in _findings(run, extra_options(given), output):
+                console.print(f"checked {finding.check}", style="dim") if console.is_terminal else None
+                table.add_row(
+                    finding.check, f"[{COLOURS[finding.level]}]{finding.level}[/]", _escaped(finding.sentence)
+                )
+                failed = failed or finding.level == "fail"
+        except (ValueError, OSError) as error:
+            typer.echo(f"poise doctor: {error}", err=True)
+            raise typer.Exit(2) from error
+    console.print(table)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _findings(run: Path | None, of_line: dict[str, Any], output: Path) -> Any:
+    """Of the settings, and of the metrics where a run has some."""
+    from poise.doctor.checks import Finding
+    from poise.doctor.examination import findings
+    from poise.doctor.watch import alarms
+    from poise.run_directory import RunDirectory
+    from poise.settings import run_settings
+
+    folder = RunDirectory(run) if run is not None and run.is_dir() else None
+    config = folder.config if folder is not None else run
+    yield from findings(run_settings(config_file(config) if config is not None else {}, of_line), output)
+    if folder is not None and folder.metrics.is_file():
+        lines = folder.read_metrics()
+        found = alarms(lines)
+        yield from (Finding(alarm.name, "fail" if alarm.stops else "warn", alarm.sentence) for alarm in found)
+        if not found:
+            yield Finding("metrics", "ok", f"{len(lines)} lines, and no alarm")
+
+
+def _escaped(sentence: str) -> str:
+    from rich.markup import escape
+
+    return escape(sentence)

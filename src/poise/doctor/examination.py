@@ -1,0 +1,180 @@
+"""What do the checks say of one run, before it begins?
+
+The rule: the run is put together as it would be for training, a few completions are sampled and scored as they would
+be, and nothing is trained or written. A check that cannot be made is a finding too.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from packaging.requirements import Requirement
+from torch import Tensor
+
+from poise.doctor import checks
+from poise.doctor.checks import Finding
+from poise.models.named import named_tokenizer
+from poise.rewards.graded_task import GradedTask
+from poise.rewards.verifiers import FULL_MARKS
+from poise.settings import RunSettings
+from poise.training import policy_trainer
+
+GARBAGE = ("", "I do not know.", "0 1 2 3 4 5 6 7 8 9", "</think>", "<answer></answer>", "\\boxed{}")
+SAMPLED_PROMPTS, SAMPLED_TOKENS = 8, 64
+WEIGHTS_A_TENSOR = 1_000
+OPTIMIZER_BYTES = 8
+"""Two moments of AdamW in float32, a trained weight."""
+
+
+def findings(settings: RunSettings, output: Path) -> Iterator[Finding]:
+    """The findings on a run with these settings, one after another.
+
+    Args:
+        settings: Of the run.
+        output: The folder that the run would write to, for its disk.
+
+    Raises:
+        ValueError: If the run could not begin at all.
+    """
+    config = settings.poise_config(output)
+    tokenizer = named_tokenizer(settings.model)
+    graded_task = GradedTask(
+        settings.task_spec,
+        tokenizer=tokenizer,
+        rewards=settings.reward or (),
+        weights=config.reward_weights,
+        seconds_a_rollout=settings.seconds_a_rollout,
+        mebibytes_a_rollout=settings.mebibytes_a_rollout,
+        on_verifier_timeout=settings.on_verifier_timeout,
+        chat_options=config.chat_template_kwargs,
+    )
+    with closing(graded_task):
+        yield _versions()
+        yield from _reward_findings(graded_task)
+        trainer = policy_trainer(settings, config, tokenizer, graded_task)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        sampler = dict(trainer.generation_kwargs) if not config.use_vllm else _vllm_options(config)
+        yield checks.sampling_finding(sampler, model.generation_config.to_dict())
+        yield checks.temperature_finding(sampler["temperature"], config.temperature)
+        ends = model.generation_config.eos_token_id
+        yield checks.padding_finding(tokenizer.pad_token_id, ends if isinstance(ends, list) else [ends])
+        ids = [] if config.end_of_thinking is None else trainer._token_ids(config.end_of_thinking)
+        yield checks.thinking_finding(config.end_of_thinking, ids, getattr(tokenizer, "chat_template", None))
+        cached = sampler.get("use_cache", model.config.get_text_config().use_cache)
+        yield checks.cache_finding(gradient_checkpointing=config.gradient_checkpointing, use_cache=bool(cached))
+        yield checks.update_finding(sampled_weights(model), config.learning_rate)
+        if config.use_vllm:
+            yield Finding(
+                "log-probs", "warn", "the gap to vLLM is measured during the run: see TRL's sampling/ metrics"
+            )
+        else:
+            texts = graded_task.texts(graded_task.held_out(SAMPLED_PROMPTS))
+            yield _attempted("log-probs", lambda: checks.gap_finding(*sampled_logprobs(trainer, texts)))
+        yield from _machine_findings(trainer, model, output)
+
+
+def _versions() -> Finding:
+    installed: dict[str, str] = {}
+    wanted = requires("poise-rlvr") or []
+    for requirement in wanted:
+        name = Requirement(requirement).name
+        try:
+            installed[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return checks.versions_finding(wanted, installed)
+
+
+def _reward_findings(graded_task: GradedTask) -> Iterator[Finding]:
+    try:
+        graded_task.check_gold_answers()
+        yield Finding("gold answers", "ok", "the reward of gold answers is that of right ones")
+    except ValueError as error:
+        yield Finding("gold answers", "fail", str(error))
+    (problem,) = graded_task.held_out(1)
+    rewards = graded_task.held_out_rewards(GARBAGE, [problem] * len(GARBAGE))
+    yield checks.garbage_finding(dict(zip(GARBAGE, rewards, strict=True)), full_marks=FULL_MARKS)
+
+
+def sampled_weights(model: Any) -> Float[Tensor, " sample"]:
+    """Some of every trained tensor's weights, in the type that most are in."""
+    parts = [each.detach().flatten()[:WEIGHTS_A_TENSOR].cpu() for each in model.parameters() if each.requires_grad]
+    kind = max({part.dtype for part in parts}, key=lambda kind: sum(len(part) for part in parts if part.dtype == kind))
+    return torch.cat([part for part in parts if part.dtype == kind])
+
+
+def sampled_logprobs(trainer: Any, texts: list[str]) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+    """Log-probabilities of the same sampled tokens: as the sampler drew them, and as the trainer scores them."""
+    tokenizer, model = trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model)
+    inputs = tokenizer(
+        texts,
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,
+        return_token_type_ids=False,
+    ).to(model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            options = trainer.generation_kwargs | {"max_new_tokens": min(SAMPLED_TOKENS, trainer.max_completion_length)}
+            drawn = model.generate(**inputs, **options, output_scores=True, return_dict_in_generate=True)
+            tokens = drawn.sequences[:, inputs["input_ids"].shape[1] :]
+            scores = torch.stack(drawn.scores, dim=1).float().log_softmax(dim=-1)
+            sampler = scores.gather(2, tokens[:, :, None])[:, :, 0]
+            ends = (tokens[:, :, None] == torch.tensor(trainer.eos_token_ids, device=tokens.device)).any(dim=2)
+            mask = (ends.cumsum(dim=1) - ends.long()) == 0
+            attention = torch.cat([inputs["attention_mask"], mask.long()], dim=1)
+            scored = trainer._get_per_token_logps_and_entropies(
+                trainer.model, drawn.sequences, attention, tokens.shape[1], batch_size=len(texts)
+            )[0]
+    finally:
+        model.train(was_training)
+    return sampler[mask].cpu(), scored.float()[mask].cpu()
+
+
+def _machine_findings(trainer: Any, model: Any, output: Path) -> Iterator[Finding]:
+    own = sum(each.numel() * each.element_size() for each in model.parameters())
+    trained = [each for each in model.parameters() if each.requires_grad]
+    moments = sum(each.numel() for each in trained) * OPTIMIZER_BYTES
+    gradients = sum(each.numel() * each.element_size() for each in trained)
+    free = float(torch.cuda.mem_get_info(model.device)[0]) if model.device.type == "cuda" else _free_memory()
+    yield checks.memory_finding(free, gradients + moments)  # the weights are there already
+    args = trainer.args
+    saves = 0
+    if args.save_strategy == "steps":
+        every = args.save_steps if args.save_steps >= 1 else max(1, args.save_steps * args.max_steps)
+        saves = min(int(args.max_steps // every) + 1, args.save_total_limit or args.max_steps)
+    folder = next(path for path in (output, *output.absolute().parents) if path.is_dir())
+    yield checks.disk_finding(shutil.disk_usage(folder).free, saves * (own + moments))
+
+
+def _free_memory() -> float:
+    """Bytes of memory that a new program can have."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        kibibytes = dict(line.split(":") for line in meminfo.read_text().splitlines())["MemAvailable"]
+        return float(kibibytes.split()[0]) * 1024
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _vllm_options(config: Any) -> dict[str, Any]:
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return {name: getattr(config, name) for name in names} | dict(config.generation_kwargs or {}) | {"use_cache": True}
+
+
+def _attempted(check: str, made: Callable[[], Finding]) -> Finding:
+    try:
+        return made()
+    except Exception as error:  # whatever a model or its host says
+        return Finding(
+            check, "warn", f"could not be measured: {type(error).__name__}: {str(error).splitlines()[0]:.200}"
+        )

@@ -1,0 +1,145 @@
+"""A catalogue of bad input to the commands: one sentence, exit code 2, and nothing lost or left behind.
+
+What single functions refuse is tested beside them; this is what somebody at a terminal sees.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from poise.cli import app
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+]
+
+
+def rows(**columns: str) -> str:
+    """Forty lines of JSON; `{n}` stands for the number of the line."""
+    return "\n".join(
+        json.dumps({name: text.replace("{n}", str(n)) for name, text in columns.items()}) for n in range(40)
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with good and bad files in it."""
+    texts = {
+        "good.jsonl": rows(prompt="say {n}", answer="{n}"),
+        "empty.jsonl": "",
+        "cut.jsonl": '{"prompt": "a", "answer": "1"}\n{"prompt": "b", "ans',
+        "list.jsonl": "[1, 2]\n",
+        "no-gold.jsonl": rows(prompt="say {n}", answer=""),
+        "bad-gold.jsonl": rows(prompt="say {n}", answer=r"\boxed{}"),
+        "bad-tests.jsonl": rows(prompt="say {n}", tests="f(1) should be 2"),
+        "few.jsonl": "\n".join(rows(prompt="say {n}", answer="{n}").splitlines()[:3]),
+        "same.jsonl": rows(prompt="say it", answer="{n}"),
+        "list.yaml": "- 1\n",
+        "cut.yaml": "steps: [1\n",
+        "unknown.yaml": "stepz: 1\n",
+        "bad_inputs_rewards.py": (
+            "def raises(completions, **columns): raise KeyError('x')\ndef few(completions, **columns): return [1.0]\n"
+        ),
+        "file": "x",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00\x01")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing")
+    (tmp_path / "no-model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        # Data.
+        ("train --task empty.jsonl", "empty.jsonl holds no problems"),
+        ("train --task cut.jsonl", "cut.jsonl line 2 is not JSON: "),
+        ("train --task list.jsonl", "list.jsonl line 1 must be an object with named columns, got a list"),
+        ("train --task binary.jsonl", "binary.jsonl "),
+        ("train --task bad.parquet", "bad.parquet "),
+        ("train --task gone.jsonl", "there is no file gone.jsonl"),
+        ("train --task good.jsonl?answer=reply", "good.jsonl has no column 'reply'"),
+        ("train --task good.jsonl?verifier=magic", "verifier needs math, exact, python, got 'magic'"),
+        ("train --task good.jsonl?verifier=python", "good.jsonl needs a column tests, test_list, "),
+        ("train --task same.jsonl", "task 'same.jsonl' h"),
+        (
+            "train --task few.jsonl?verifier=exact",
+            "generation batch takes|holds no problems out|has no problems to train on",
+        ),
+        # Gold answers and tests that no verifier can use.
+        ("train --task no-gold.jsonl?verifier=exact", "the verifier 'exact' does not accept 32 of 32 gold answers"),
+        (
+            "train --task bad-tests.jsonl?verifier=python",
+            "the verifier 'python' does not accept 32 of 32 .*no readable tests",
+        ),
+        # Rewards.
+        ("train --reward bad_inputs_rewards:raises", "reward .* raised KeyError on gold answers: 'x'"),
+        ("train --reward bad_inputs_rewards:few", "reward .* must return a list with one number or None for each of 2"),
+        (
+            "train --reward bad_inputs_rewards:gone",
+            "module bad_inputs_rewards has no function 'gone': it has raises, few",
+        ),
+        ("train --reward bad_inputs_rewards", "a reward needs the form package.module:function"),
+        ("train --reward-weight 2 --reward-weight 3", "every reward needs one weight"),
+        ("train --on-verifier-timeout right", "on_verifier_timeout needs wrong or ungradable, got 'right'"),
+        ("train --seconds-a-rollout 0", "seconds_a_rollout must be more than 0, got 0.0"),
+        ("train --seconds-a-rollout nan", "seconds_a_rollout must be more than 0, got nan"),
+        ("train --mebibytes-a-rollout 0", "mebibytes_a_rollout must be 1 or more, got 0"),
+        # Settings.
+        ("train --config list.yaml", "list.yaml must map names of settings to values, got a list"),
+        ("train --config cut.yaml", "cut.yaml is not yaml: "),
+        ("train --config unknown.yaml", "there is no setting stepz; the closest is steps"),
+        ("train --steps -3", "steps must be 1 or more, got -3"),
+        ("train --num-generations 1", "num_generations must be at least 2, got 1"),
+        ("train --loss-type x", "loss_type must be one of "),
+        ("train --pool-tokens 0", "hidden states are pooled over 1 token or more, got pool_tokens=0"),
+        ("train --mask-truncated-completions", "mask_truncated_completions=True hides truncated completions"),
+        ("train --poise-feature-pass never", "poise_feature_pass must be 'auto' or 'require_free', got 'never'"),
+        ("train --preset-options {windw:1}", "preset_options"),
+        ("train --layers 99", "layer 99 is out of range"),
+        ("train --model no-model", "the folder no-model is no model: it holds no config.json"),
+        ("train --model no/model", "model needs 'embedded', 'smollm2', a folder .*, got 'no/model'"),
+        # Other commands.
+        ("eval --k 0", "k must be 1 or more, got 0"),
+        ("eval --prompts 0", "prompts must be 1 or more, got 0"),
+        ("eval --model no-model", "the folder no-model is no model: it holds no config.json"),
+        ("eval --split middle", "split needs 'train' or 'heldout', got 'middle'"),
+        ("eval --temperature 0", "temperature must be greater than 0, got 0"),
+        ("eval --chat-template-kwargs x", "--chat-template-kwargs needs a mapping such as "),
+        ("eval --task empty.jsonl", "empty.jsonl holds no problems"),
+        ("report gone", "gone holds no run: a run has a file metrics.jsonl"),
+        ("report file", "file holds no run: a run has a file metrics.jsonl"),
+        ("report no-model", "no-model holds no run: a run has a file metrics.jsonl"),
+        ("doctor --task cut.jsonl", "cut.jsonl line 2 is not JSON: "),
+        ("doctor list.yaml", "list.yaml must map names of settings to values, got a list"),
+        ("doctor no-model", "there is no file no-model/config.yaml"),
+        ("doctor --steps 0", "steps must be 1 or more, got 0"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_lost(folder: Path, arguments: str, sentence: str):
+    before = digests(folder)
+    command, *rest = arguments.split()
+    name = ["--name", "bad"] if command == "train" else []
+    result = CliRunner().invoke(app, [command, *rest, *name], env={"COLUMNS": "200"})
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert re.match(f"poise {command}: .*({sentence})", line), line
+    assert digests(folder) == before
+    assert not (folder / "runs" / "bad").exists()
