@@ -92,6 +92,26 @@ def test_features_that_are_not_finite_reach_neither_weights_nor_baseline(build, 
     assert found["processes"][0][f"features.{part}"]["not_finite"] == 1
 
 
+def test_log_probabilities_that_are_not_finite_reach_neither_weights_nor_baseline(build, tmp_path, monkeypatch):
+    seen = Weights()
+    trainer = build(named={"callbacks": [seen]}, **TRAINED)
+    behaviour_pass = trainer._behaviour_pass
+
+    def broken(scored: dict[str, Any]) -> Any:
+        found = behaviour_pass(scored)
+        if trainer.state.global_step == 2:
+            found.logprobs[3, 0] = -torch.inf  # TRL's own tensor: its ratios are not finite either
+        return found
+
+    monkeypatch.setattr(trainer, "_behaviour_pass", broken)
+    trainer.train()
+    assert seen.moved() == [True, False, False, True, True]
+    assert len(trainer.baseline.given) == 2
+    found = explanation(tmp_path)
+    assert found["causes"] == ["loss", "weights"]
+    assert found["processes"][0]["weights"]["not_finite"] == 1
+
+
 def test_a_gradient_that_is_not_finite_is_taken_away_and_explained(build, tmp_path):
     seen = Weights()
     trainer = build(named={"callbacks": [seen]}, **TRAINED)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast, gather_object
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -237,13 +237,7 @@ class PoiseTrainer(CheckpointedTrainer):
         if behaviour is not None and behaviour.features is not None:
             features = self._gathered_features(behaviour.features)
         if behaviour is not None and self.baseline.preset.weighted:
-            weights = score_norm_weights(
-                behaviour.logprobs.float(),
-                behaviour.entropies.float(),
-                completion_mask,
-                loss_normalization=self.args.loss_normalization,
-            )
-            weights = self.accelerator.gather(weights).cpu()
+            weights = self.accelerator.gather(self._weights(behaviour, completion_mask)).cpu()
         prompts = gather_object([prompt_id(each["prompt"]) for each in inputs])
         domains = gather_object([each.get(self.args.domain_column) for each in inputs])
         completion_lengths = self.accelerator.gather(completion_mask.sum(dim=1))
@@ -282,6 +276,17 @@ class PoiseTrainer(CheckpointedTrainer):
         received: Tensor = broadcast(advantages, from_process=0)
         self._check_agreement(received)
         return received
+
+    def _weights(self, behaviour: PolicyPass, completion_mask: Bool[Tensor, "B C"]) -> Float[Tensor, "B"]:
+        """This process's score-norm weights; NaN where a log-probability or an entropy is not finite."""
+        finite = ((behaviour.logprobs.isfinite() & behaviour.entropies.isfinite()) | ~completion_mask).all(dim=1)
+        weights = score_norm_weights(
+            behaviour.logprobs.float(),
+            behaviour.entropies.float(),
+            completion_mask & finite[:, None],
+            loss_normalization=self.args.loss_normalization,
+        )
+        return torch.where(finite, weights, torch.nan)
 
     def _check_agreement(self, advantages: Float[Tensor, "N"]) -> None:
         """Now and then, see that all processes train on the same advantages: by their digests.
