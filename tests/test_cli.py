@@ -230,7 +230,7 @@ def test_the_name_of_a_run_with_other_settings_is_refused_with_both_sides_and_no
     before = (output / "first" / "metrics.jsonl").read_text()
     result = poise("train", "--output", str(output), "--name", "first", *SHORT)
     assert result.exit_code == 2
-    assert "check_every is 2 there and 1 here; check_prompts is 16 there and 256 here" in result.stderr
+    assert "check_prompts is 16 there and 256 here; check_every is 2 there and 1 here" in result.stderr
     assert (output / "first" / "metrics.jsonl").read_text() == before
 
 
