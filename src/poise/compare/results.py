@@ -80,7 +80,7 @@ def complete_curves(schedule: Schedule) -> tuple[dict[str, list[Curve]], list[Cu
     """
     comparison = schedule.comparison
     chosen = schedule.learning_rates()
-    runs = [run for run in comparison.compared_runs(chosen)]
+    runs = comparison.compared_runs(chosen)
     whole = [
         seed
         for seed in range(comparison.num_seeds)
