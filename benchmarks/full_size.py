@@ -5,7 +5,7 @@ tokens of a fixed length; no downloads. Measured on a microbatch, alternating so
 over repetitions:
 
     log-prob pass      forward, log-probabilities of the sampled tokens, in chunks of positions
-    entropies          the same with token entropies from the same logits
+    entropies          the same with token entropies from the same logits (TRL's output head makes them in any case)
     capture            the same with hooks that pool hidden states, and features made of what they pooled
     transfer           features to the CPU
     probe update       one whole step of `poise.OnlineBaseline`, its window full, for all rollouts of a step

@@ -237,6 +237,13 @@ def test_two_arms_on_two_seeds_from_end_to_end(tmp_path):
     json.loads((tmp_path / "compare.json").read_text())
 
 
+def test_a_policy_that_diverges_ends_its_run_with_an_accuracy_of_zero(tmp_path):
+    summary = completed_run(CONDITIONS, Run("grpo", 1e30, 0), tmp_path)
+    assert summary["diverged"]
+    assert summary["final_accuracy"] == 0.0
+    assert summary["accuracy_before"] > 0
+
+
 def test_a_run_that_fails_leaves_a_sentence_and_no_summary(tmp_path):
     conditions = Conditions(rollouts=48, batch_rollouts=16, settings={"task": str(tmp_path / "none.jsonl")})
     run = Run("rloo", 1e-3, 0)

@@ -21,7 +21,6 @@ from poise.compare.analysis import (
     ratio_verdict,
     reach_ratio,
     restricted_mean,
-    smoothed,
     value_at,
     verdict,
 )
@@ -50,8 +49,9 @@ class Curve:
 
     @property
     def final_accuracy(self) -> float:
-        """The mean of the last three evaluations."""
-        return smoothed(self.accuracies)[-1]
+        """The mean of the last three evaluations; 0 where the policy diverged."""
+        final = self.summary["final_accuracy"]
+        return math.nan if final is None else float(final)
 
     def times(self, clock: str) -> list[float]:
         """Of the evaluations."""
@@ -80,7 +80,7 @@ def complete_curves(schedule: Schedule) -> tuple[dict[str, list[Curve]], list[Cu
     """
     comparison = schedule.comparison
     chosen = schedule.learning_rates()
-    runs = [run for run in comparison.compared_runs(chosen)]
+    runs = comparison.compared_runs(chosen)
     whole = [
         seed
         for seed in range(comparison.num_seeds)

@@ -173,7 +173,8 @@ def completed_run(
 ) -> dict[str, Any]:
     """Train one arm and leave `config.yaml`, `metrics.jsonl` and, at the very end, `summary.json` in a folder.
 
-    What lies there of an earlier attempt is removed first.
+    What lies there of an earlier attempt is removed first. A run whose policy diverges is complete, too; its final
+    accuracy is 0.
 
     Args:
         conditions: What the run shares with others.
@@ -207,8 +208,10 @@ def completed_run(
         measured = Measurements(trainer, graded_task, conditions, directory, watch)
         trainer.add_callback(measured)
         directory.write_config({"run": asdict(run), "conditions": asdict(conditions), "trainer": config.to_dict()})
-        trainer.train()
-    summary = _summary(run, measured, directory.read_metrics()) | {"side_by_side": side_by_side}
+        diverged = not _trained(trainer)
+    summary = _summary(run, measured, directory.read_metrics()) | {"side_by_side": side_by_side, "diverged": diverged}
+    if diverged:
+        summary["final_accuracy"] = 0.0  # what gives no numbers solves nothing
     directory.write_summary(summary)
     return summary
 
@@ -238,6 +241,21 @@ def run_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _trained(trainer: Tallied) -> bool:
+    """Train to the end; False where the policy has come to give no finite numbers, as too high a rate makes it."""
+    try:
+        trainer.train()
+    except FloatingPointError:
+        return False
+    except (RuntimeError, ValueError):
+        ids = torch.tensor(trainer.processing_class("1")["input_ids"], device=trainer.accelerator.device)[None]
+        with torch.no_grad():
+            if trainer.model(ids).logits.isfinite().all():
+                raise
+        return False
+    return True
 
 
 def _summary(run: Run, measured: Measurements, lines: list[dict[str, Any]]) -> dict[str, Any]:
