@@ -33,7 +33,8 @@ def spoiled(rollouts, changes):
     parts = {name: getattr(rollouts, name).clone() for name in SLOTS}
     for name, place, number in changes:
         flat = parts[name].view(-1)
-        flat[place % len(flat)] = number
+        largest = torch.finfo(flat.dtype).max
+        flat[place % len(flat)] = number if not math.isfinite(number) else max(-largest, min(largest, number))
     return replace(rollouts, **parts)
 
 

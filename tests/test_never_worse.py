@@ -1,7 +1,8 @@
 """The never-worse choice is driven through what can go wrong in a run, against the better of the simple baselines.
 
 Error is the mean squared distance to the true V(x) of the world, over some steps after the change. The simple baselines
-are the leave-out mean of the domain and the sibling's reward.
+are the batch's leave-out mean and the sibling's reward. Where the change makes one of those exact at once (a verifier
+that calls everything right), the window needs some steps to forget what it knew.
 """
 
 from dataclasses import replace
@@ -37,14 +38,20 @@ def turned(seed):
     return replace(rollouts, rewards=1 - rollouts.rewards, values=1 - rollouts.values)
 
 
-def errors(before, after, *, name="poise-value"):
-    """Mean squared error to V after the change: of the preset, the leave-out mean and the sibling's reward."""
+def errors(before, after, *, name="poise-value", judged=0):
+    """Mean squared error to V after the change: of the preset, the leave-out mean and the sibling's reward.
+
+    Steps from `judged` on after the change count.
+    """
     baseline = poise.OnlineBaseline(poise.preset(name))
     for rollouts in before:
         rollouts.given_to(baseline)
     sums = torch.zeros(3, dtype=torch.float64)
-    for rollouts in after:
+    for number, rollouts in enumerate(after):
         step = rollouts.given_to(baseline)
+        assert step.baselines.isfinite().all()
+        if number < judged:
+            continue
         gradable = ~rollouts.rewards.isnan()
         rewards = rollouts.rewards.nan_to_num(0)
         total, count = rewards[gradable].sum(), gradable.sum()
@@ -54,7 +61,7 @@ def errors(before, after, *, name="poise-value"):
         ]
         for k, column in enumerate([step.baselines, *simple]):
             sums[k] += float(((column - rollouts.values)[gradable] ** 2).mean())
-    return (sums / len(after)).tolist()
+    return (sums / (len(after) - judged)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +100,7 @@ def test_a_domain_may_appear_and_vanish():
 
 
 @pytest.mark.parametrize("lie", ["always right", "always wrong", "a coin", "ungradable half"])
-def test_a_verifier_that_starts_lying_leaves_finite_baselines_near_the_lie(lie):
+def test_a_verifier_that_starts_lying_is_followed_within_a_dozen_steps(lie):
     def lied(seed):
         rollouts = known(seed)
         coin = torch.rand(len(rollouts.rewards), generator=torch.Generator().manual_seed(seed)).double()
@@ -107,6 +114,9 @@ def test_a_verifier_that_starts_lying_leaves_finite_baselines_near_the_lie(lie):
         values = rollouts.values if value is None else torch.full_like(rollouts.values, value)
         return replace(rollouts, rewards=rewards, values=values)
 
-    before, after = steps_of_world(known, lied, after=8)
-    own, mean, sibling = errors(before, after)
+    before, after = steps_of_world(known, lied, after=12)
+    own, mean, sibling = errors(before, after, judged=8)
     assert own < SLACK * min(mean, sibling) + 0.02
+    # Nor is it ever as bad as no baseline at all, or the one that was right before.
+    own, _, _ = errors(before, after)
+    assert own < 0.1

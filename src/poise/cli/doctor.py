@@ -29,10 +29,6 @@ def add_to(app: typer.Typer) -> None:
 
 def doctor(
     context: typer.Context,
-    run: Annotated[
-        Path | None,
-        typer.Argument(help="A yaml file of settings, or the folder of a run. Default: the embedded model."),
-    ] = None,
     output: Annotated[Path, typer.Option(help="The folder of all runs, for its disk.")] = Path("runs"),
 ) -> None:
     """Examine a run before it begins: sampling, tokens, updates, rewards, memory, disk, versions.
@@ -49,7 +45,8 @@ def doctor(
     with quiet_hosts():
         try:
             for finding in _findings(run, extra_options(given), output):
-                console.print(f"checked {finding.check}", style="dim") if console.is_terminal else None
+                if console.is_terminal:
+                    console.print(f"checked {finding.check}", style="dim")
                 table.add_row(
                     finding.check, f"[{COLOURS[finding.level]}]{finding.level}[/]", _escaped(finding.sentence)
                 )

@@ -147,14 +147,14 @@ def _machine_findings(trainer: Any, model: Any, output: Path) -> Iterator[Findin
     moments = sum(each.numel() for each in trained) * OPTIMIZER_BYTES
     gradients = sum(each.numel() * each.element_size() for each in trained)
     free = float(torch.cuda.mem_get_info(model.device)[0]) if model.device.type == "cuda" else _free_memory()
-    yield checks.memory_finding(free, gradients + moments)  # the weights are there already
+    yield checks.memory_finding(free, float(gradients + moments))  # the weights are there already
     args = trainer.args
     saves = 0
     if args.save_strategy == "steps":
         every = args.save_steps if args.save_steps >= 1 else max(1, args.save_steps * args.max_steps)
         saves = min(int(args.max_steps // every) + 1, args.save_total_limit or args.max_steps)
     folder = next(path for path in (output, *output.absolute().parents) if path.is_dir())
-    yield checks.disk_finding(shutil.disk_usage(folder).free, saves * (own + moments))
+    yield checks.disk_finding(float(shutil.disk_usage(folder).free), float(saves * (own + moments)))
 
 
 def _free_memory() -> float:

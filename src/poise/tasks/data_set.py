@@ -208,11 +208,18 @@ def file_rows(path: Path) -> Iterator[Place]:
     """Every row of a file and where it stands.
 
     Raises:
-        ValueError: If a line is not JSON, or the file's ending is unknown.
+        ValueError: If a line is not JSON, the file is not what its ending says, or the ending is unknown.
         FileNotFoundError: If there is no such file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    try:
+        yield from _rows_by_ending(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _rows_by_ending(path: Path) -> Iterator[Place]:
     if path.suffix == ".jsonl":
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -230,7 +237,11 @@ def file_rows(path: Path) -> Iterator[Place]:
         import pyarrow.parquet
 
         number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1000):
+        try:
+            table = pyarrow.parquet.ParquetFile(path)
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{path} is not parquet: {error}") from error
+        for batch in table.iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path} row {number}", row
