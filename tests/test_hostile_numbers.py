@@ -14,7 +14,7 @@ from poise.baselines import group_mean_baselines, rloo_baselines, sibling_means
 from poise.choice import RiskRecord
 from poise.diagnostics import PairScoreboard
 from poise.evidence import evidence_matrix, evidence_rows, settled_frame
-from poise.features import entropy_statistics, score_norm_weights
+from poise.features import mean_entropies, score_norm_weights
 from poise.probe import LeaveOnePromptOut
 from poise.projection import principal_axes, projected_states
 
@@ -189,7 +189,7 @@ def test_weights_are_finite_and_not_negative_or_refused(logprobs, entropy, kind)
     assert (weights >= 0).all()
     # Nothing under an empty mask counts, whatever stands there.
     assert score_norm_weights(row * math.nan, entropies, ~mask, loss_normalization=kind).tolist() == [0.0]
-    assert entropy_statistics(entropies * math.nan, ~mask, ~mask, ~mask).isfinite().all()
+    assert mean_entropies(entropies * math.nan, ~mask, ~mask, ~mask).isfinite().all()
 
 
 @FEW
