@@ -1,7 +1,10 @@
 """Rollouts of a study made up in memory: every prompt has a known value, and its states tell it with some noise."""
 
+import math
+
 import torch
 
+from poise.run_directory import RunDirectory
 from poise.scalars import SCALARS
 from poise.study.drawing import StudyRollouts
 
@@ -42,3 +45,21 @@ def made_up_rollouts(num_prompts, *, draws, featured, seed, name="", domains=("a
         LAYERS,
     )
     return rollouts, values
+
+
+def saved_file(path, *, num_prompts=20, group_size=2, rewards=None, prompt="{}+1:", step=4):
+    """A rollout file of a run in `path`."""
+    directory = RunDirectory.create(path)
+    rows = num_prompts * group_size
+    generator = torch.Generator().manual_seed(step)
+    drawn = (torch.rand(rows, generator=generator) < 0.5).double().tolist() if rewards is None else rewards
+    return directory.write_rollouts(
+        step,
+        prompts=[prompt.format(k // group_size) for k in range(rows)],
+        completions=[f"{k}" for k in range(rows)],
+        domains=["sum"] * rows,
+        rewards=drawn,
+        values=[math.nan] * rows,
+        baselines=[0.5] * rows,
+        advantages=[0.0] * rows,
+    )

@@ -12,7 +12,7 @@ from poise.cli import app
 from poise.study import drawing
 from poise.study.settings import StudySettings
 from poise.study.task_rollouts import DrawnTask, nothing_to_tell
-from study_world import made_up_rollouts
+from study_world import made_up_rollouts, saved_file
 
 TINY = [
     *("--prompts", "32", "--held-out-prompts", "16", "--k", "3", "--evidence", "2", "--layers", "2,3"),
@@ -38,7 +38,9 @@ def numbers(folder):
 
     def timeless(value):
         if isinstance(value, dict):
-            return {key: timeless(each) for key, each in value.items() if key not in ("seconds", "command")}
+            return {
+                key: timeless(each) for key, each in value.items() if key not in ("seconds", "cpu_seconds", "command")
+            }
         return [timeless(each) for each in value] if isinstance(value, list) else value
 
     return timeless(json.loads((folder / "study.json").read_text()))
@@ -106,6 +108,20 @@ def test_another_study_in_the_same_folder_is_refused(finished):
     result = invoked(*TINY, "--older-model", "embedded", "--temperature", "0.7", "--output", folder)
     assert result.exit_code == 2
     assert "holds another study: temperature is 1.0 there and 0.7 here" in result.output
+
+
+def test_saved_rollouts_are_compared_with_and_without_a_model(tmp_path):
+    file = saved_file(tmp_path / "run", num_prompts=24)
+    alone, with_model = (invoked("--rollouts", file, *more) for more in ((), ("--model", "embedded")))
+    assert alone.exit_code == with_model.exit_code == 0, with_model.output
+    assert "24 prompts with two graded rollouts or more" in alone.output
+    assert "Without a model, and so without features: poise, " in alone.output
+    for name in ("poise-value", "paper", "released-qwen3-4b", "rloo", "none"):
+        assert f"\n| {name} | " in with_model.output
+    [same] = {
+        line for result in (alone, with_model) for line in result.output.splitlines() if line.startswith("| none |")
+    }
+    assert same.endswith("| 1.000 |")  # what no baseline at all costs is the unit of weighted risk
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from poise.evaluate import measured_completions
+from poise.evaluate import Sampling, measured_completions
 from poise.evaluate.evaluation import Evaluation, EvaluationSettings, problems_fingerprint, weights_fingerprint
 from poise.models.embedded import load_embedded_model
 from poise.rewards import Grader
@@ -149,17 +149,10 @@ def test_prompts_with_an_ungradable_rollout_are_left_out(whole):
 
 def test_the_sampled_tokens_are_told_with_the_one_that_ends_them(policy):
     model, tokenizer = policy
-    settings = evaluation_sampling()
-    [each] = measured_completions(model, tokenizer, ["3+4:"], sampling=settings, seed=0)
+    [each] = measured_completions(model, tokenizer, ["3+4:"], sampling=Sampling(24), seed=0)
     assert len(each.token_ids) == each.num_tokens
     assert (each.token_ids[-1] == tokenizer.eos_token_id) == (not each.truncated)
     assert tokenizer.decode(each.token_ids, skip_special_tokens=True) == each.text
-
-
-def evaluation_sampling():
-    from poise.evaluate import Sampling
-
-    return Sampling(24)
 
 
 def test_no_prompt_lies_on_both_sides_and_none_comes_twice():

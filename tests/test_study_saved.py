@@ -12,29 +12,11 @@ import poise
 from oracles import sibling_mean
 from poise.features import MEAN_ENTROPIES
 from poise.models.embedded import load_embedded_model
-from poise.run_directory import RunDirectory
 from poise.scalars import SCALARS
 from poise.study.reading import reading
 from poise.study.saved import SavedRollouts, saved_features, saved_rollouts
 from poise.study.swapping import swapped_baselines, swapped_markdown
-
-
-def saved_file(path, *, num_prompts=20, group_size=2, rewards=None, prompt="{}+1:", step=4):
-    """A rollout file of a run in `path`."""
-    directory = RunDirectory.create(path)
-    rows = num_prompts * group_size
-    generator = torch.Generator().manual_seed(step)
-    drawn = (torch.rand(rows, generator=generator) < 0.5).double().tolist() if rewards is None else rewards
-    return directory.write_rollouts(
-        step,
-        prompts=[prompt.format(k // group_size) for k in range(rows)],
-        completions=[f"{k}" for k in range(rows)],
-        domains=["sum"] * rows,
-        rewards=drawn,
-        values=[math.nan] * rows,
-        baselines=[0.5] * rows,
-        advantages=[0.0] * rows,
-    )
+from study_world import saved_file
 
 
 def test_rollouts_are_read_with_their_siblings(tmp_path):

@@ -106,7 +106,7 @@ def study(
             given = {
                 "prompts": prompts,
                 "held_out_prompts": held_out_prompts,
-                "evidence": evidence,
+                "evidence": min(sizes["evidence"], k) if evidence is None else evidence,
                 "critic_epochs": critic_epochs,
                 "critic_learning_rates": learning_rates(critic_learning_rates) if critic_learning_rates else None,
             }

@@ -119,7 +119,7 @@ def critic_estimates(
     num = held_out.featured
     values = critic.values(_sequences(held_out, num if reads_completion else 0))
     values = values.unflatten(0, (-1, num)) if reads_completion else values[:, None].repeat(1, num)
-    return Estimates(values, fit.seconds, fit.extra_bytes)
+    return Estimates(values, fit.seconds, fit.cpu_seconds, fit.extra_bytes)
 
 
 def _sequences(rollouts: StudyRollouts, draws: int) -> list[list[int]]:
@@ -147,11 +147,14 @@ def _read(file: Path, made_with: dict[str, object]) -> Estimates | None:
             values = opened.get_tensor("values")
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
-    return Estimates(values, told["seconds"], told["extra_bytes"]) if told["made_with"] == made_with else None
+    if told["made_with"] != made_with:
+        return None
+    return Estimates(values, told["seconds"], told.get("cpu_seconds"), told["extra_bytes"])
 
 
 def _write(file: Path, estimates: Estimates, made_with: dict[str, object]) -> None:
-    told = {"made_with": made_with, "seconds": estimates.seconds, "extra_bytes": estimates.extra_bytes}
+    cost = {name: getattr(estimates, name) for name in ("seconds", "cpu_seconds", "extra_bytes")}
+    told = {"made_with": made_with} | cost
     unfinished = file.with_suffix(".unfinished")
     save_file({"values": estimates.values.contiguous()}, unfinished, metadata={"poise_critic": json.dumps(told)})
     os.replace(unfinished, file)

@@ -43,7 +43,9 @@ class Estimates:
 
     values: Float[Tensor, "prompts evidence"]
     seconds: float
-    """To fit."""
+    """To fit, of wall-clock time."""
+    cpu_seconds: float | None
+    """To fit, of all cores together; None where it was not taken down."""
     extra_bytes: int
     """State that is held beside the policy."""
     fold_errors: Float[Tensor, " training_prompts"] | None = None
@@ -90,7 +92,7 @@ def online_estimates(
     if history:
         _remember(baseline, training, held_out)
     weights = training.weights[:, :PAIR].flatten() if preset.weighted else torch.ones(PAIR * len(training))
-    started = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     first = baseline.step(
         features(training, view, range(PAIR)),
         training.rewards[:, :PAIR].flatten(),
@@ -98,12 +100,13 @@ def online_estimates(
         domains=[domain for domain in training.domains for _ in range(PAIR)] if own_domains else None,
         weights=weights,
     )
-    seconds = time.perf_counter() - started
+    seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
     errors = (training.rewards[:, :PAIR] - first.baselines.unflatten(0, (-1, PAIR))) ** 2
     held = sum(each.numel() * each.element_size() for each in baseline.state_dict().values() if _is_tensor(each))
     return Estimates(
         _held_out_values(baseline, held_out, view, own_domains=own_domains),
         seconds,
+        cpu_seconds,
         held,
         errors.mean(dim=1) if isinstance(preset.recipe, LeaveOnePromptOutRecipe) else None,
     )

@@ -101,13 +101,13 @@ def table_markdown(table: Table) -> str:
     heads = [table.axis or "", *(HEADS[name] for name in table.shown)]
     with_ratio = any(line.ratio is not None for line in lines)
     with_cost = with_ratio and any(line.seconds is not None for line in lines)
-    heads += [f"`{REFERENCE}` / this"] * with_ratio + ["fit, s", "memory, MB"] * with_cost
+    heads += [f"`{REFERENCE}` / this"] * with_ratio + ["fit, s", "CPU, s", "memory, MB"] * with_cost
     rows = []
     for line in lines:
         row = [line.name, *(_cell(line, name) for name in table.shown)]
         row += [_ratio(line)] * with_ratio
         if with_cost:
-            row += ["–" if line.seconds is None else f"{line.seconds:.2f}"]
+            row += ["–" if each is None else f"{each:.2f}" for each in (line.seconds, line.cpu_seconds)]
             row += ["–" if line.extra_bytes is None else f"{line.extra_bytes / 1e6:.1f}"]
         rows.append(row)
     return _markdown(heads, rows)

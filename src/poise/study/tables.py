@@ -72,6 +72,7 @@ class Line:
     ratio: tuple[float, float, float] | None = None
     """The reference's mean absolute error over this one's, and its interval; below 1 the reference is nearer."""
     seconds: float | None = None
+    cpu_seconds: float | None = None
     extra_bytes: int | None = None
     fold_errors: Float[Tensor, " training_prompts"] | None = None
     at: int | None = None
@@ -87,7 +88,7 @@ class Line:
         if self.ratio is not None:
             mean, *ends = map(_finite, self.ratio)
             shown["reference_mae_over_this"] = {"value": mean, "interval_95": ends}
-        return shown | {"seconds": self.seconds, "extra_bytes": self.extra_bytes}
+        return shown | {name: getattr(self, name) for name in ("seconds", "cpu_seconds", "extra_bytes")}
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ class Material:
         return dataclasses.replace(
             line,
             seconds=estimates.seconds,
+            cpu_seconds=estimates.cpu_seconds,
             extra_bytes=estimates.extra_bytes,
             fold_errors=estimates.fold_errors,
             at=at,
