@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from poise.compare.arms import ARMS
 from poise.compare.gradient_noise import gradient_noise, prompt_gradient_rows
@@ -237,8 +237,23 @@ def test_two_arms_on_two_seeds_from_end_to_end(tmp_path):
     json.loads((tmp_path / "compare.json").read_text())
 
 
-def test_a_policy_that_diverges_ends_its_run_with_an_accuracy_of_zero(tmp_path):
-    summary = completed_run(CONDITIONS, Run("grpo", 1e30, 0), tmp_path)
+class Poison(TrainerCallback):
+    """Takes the numbers out of a policy after its third update."""
+
+    def on_step_end(self, args, state, control, model, **named):
+        if state.global_step == 3:
+            for parameter in model.parameters():
+                parameter.data.fill_(torch.nan)
+
+
+def test_a_policy_that_diverges_ends_its_run_with_an_accuracy_of_zero(tmp_path, monkeypatch):
+    def poisoned(*positional, **named):
+        trainer = arm_trainer(*positional, **named)
+        trainer.add_callback(Poison())
+        return trainer
+
+    monkeypatch.setattr("poise.compare.run.arm_trainer", poisoned)
+    summary = completed_run(CONDITIONS, Run("grpo", 1e-3, 0), tmp_path)
     assert summary["diverged"]
     assert summary["final_accuracy"] == 0.0
     assert summary["accuracy_before"] > 0
