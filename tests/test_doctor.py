@@ -172,8 +172,8 @@ def test_an_alarm_is_said_once_and_a_stopping_one_is_the_reason(caplog: pytest.L
     watch = RunWatch()
     for line in healthy(10) + healthy(10, **{"entropy": 0.01}) + healthy(10, **{"poise/ungradable_share": 0.5}):
         watch.on_log(None, None, None, logs=line)
-    assert [record.getMessage().split()[0] for record in caplog.records] == ["token", "50%"]
-    assert "could not be graded" in watch.reason
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["token", "30%"]
+    assert "could not be graded" in watch.reason  # three batches of five with half of their rollouts
 
 
 # The command.
@@ -186,14 +186,14 @@ def poise(*arguments: str) -> Any:
 def test_the_embedded_run_is_healthy_and_a_penalty_is_seen_in_its_log_probs(tmp_path: Any):
     result = poise("--output", str(tmp_path), "--eval-prompts", "4")
     assert result.exit_code == 0, result.output
-    levels = {line.split("  ")[0].strip(): line for line in result.output.splitlines() if line.strip()}
-    for check in ("sampling", "temperature", "log-probs", "gold answers", "garbage", "memory", "disk", "versions"):
-        assert any(line.startswith(check) and " ok " in line for line in levels.values()), (check, result.output)
+    lines = [" ".join(line.split()) for line in result.output.splitlines()]
+    for check in ("sampling", "temperature", "log-probs", "gold answers", "garbage", "memory", "disk"):
+        assert any(line.startswith(f"{check} ok ") for line in lines), (check, result.output)
     biased = poise("--output", str(tmp_path), "--repetition-penalty", "1.5")
     assert biased.exit_code == 1
-    (line,) = [line for line in biased.output.splitlines() if line.startswith("log-probs")]
-    assert " fail " in line
-    assert "repetition_penalty is 1.5" in biased.output
+    lines = [" ".join(line.split()) for line in biased.output.splitlines()]
+    assert any(line.startswith("sampling fail repetition_penalty is 1.5") for line in lines)
+    assert any(line.startswith("log-probs fail ") for line in lines)
 
 
 @pytest.mark.parametrize(
