@@ -37,7 +37,7 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
     Changed defaults: `num_generations` 2, `loss_type` "dr_grpo", `scale_rewards` "none", `disable_dropout` True, and
     `steps_per_generation` twice `gradient_accumulation_steps`, so that every batch of rollouts is trained on in two
     minibatches. TRL then computes the log-probabilities of the policy that sampled, and the features come from that
-    forward pass. `save_steps` is rounded up to whole generation batches, and says so.
+    forward pass. `save_steps` is rounded up to whole generation batches; where it was no share, that is said.
 
     Raises:
         ValueError: If the preset or one of its options is unknown, or if an option of TRL contradicts the baseline.
