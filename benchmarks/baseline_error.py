@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from frozen_rollouts import FrozenRollouts, embedded_rollouts
+from frozen_rollouts import FrozenRollouts, embedded_policy, frozen_rollouts
 from results import interval, markdown_table, save
 from synthetic import Rollouts, World, together
 
@@ -144,7 +144,7 @@ def main() -> None:
         for width in options.widths
         for shape in ("u-shaped", "flat", "hard")
     }
-    frozen = embedded_rollouts(PROMPTS * len(STEPS), 2 * options.repetitions, cache=options.rollouts)
+    frozen = frozen_rollouts(embedded_policy(), PROMPTS * len(STEPS), 2 * options.repetitions, cache=options.rollouts)
     settings["embedded model"] = embedded_errors(frozen, options.repetitions)
     tables, bars = [], []
     for name, errors in settings.items():

@@ -1,31 +1,71 @@
 """How much does the policy gradient vary under each baseline, on the same frozen rollouts?
 
-Three steps of 256 prompts fill the windows; then 1,024 prompts, two rollouts each, are measured: gradients of the
-summed log-probability with respect to all parameters of the embedded model. `oracle` is the mean reward of 64 other
-rollouts of the prompt, `oracle, weighted` their score-norm-weighted mean. Below: the variance of a fixed number of
-rollouts spread over more or fewer prompts (proposition 1 of arXiv:2605.07579, oracle baseline), and how well the
-weights follow the true squared norms of scores.
+Three steps of 256 prompts fill the windows; then other prompts, two rollouts each, are measured: gradients of the
+summed log-probability, of the embedded model with respect to all parameters (1,024 prompts), of SmolLM2 with respect to
+a fresh LoRA adapter and to the output head (256 prompts). `oracle` is the mean reward of 64 other rollouts of the
+prompt, `oracle, weighted` their score-norm-weighted mean. Below: the variance of a fixed number of rollouts spread over
+more or fewer prompts (proposition 1 of arXiv:2605.07579, oracle baseline), and how well the weights follow the true
+squared norms of scores.
 
     python benchmarks/gradient_variance.py [--trained runs/NAME/checkpoints/checkpoint-N] [--cache FOLDER]
+    python benchmarks/gradient_variance.py --model smollm2 [--cache FOLDER]
 """
 
 import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from frozen_rollouts import FrozenRollouts, embedded_rollouts
+from frozen_rollouts import FrozenRollouts, Policy, embedded_policy, frozen_rollouts, smollm2_policy
+from peft import LoraConfig, get_peft_model
 from results import markdown_table, save
 from scipy.stats import spearmanr
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 import poise
-from poise.gradient_variance import Estimate, prompt_gradients, score_products
-from poise.models.embedded import embedded_model_path
+from poise.gradient_variance import Estimate, head_score_products, prompt_gradients, score_products
 
-STEP, FILLING, MEASURED = 256, 3, 1024
+STEP, FILLING = 256, 3
 OTHERS = 64
-ROLLOUTS_FIXED = 512
+SPREAD = (1, 2, 4, 8)
+Watch = Callable[[int], None]
+Products = Callable[[Policy, Tensor, Tensor, Tensor, Watch], Tensor]
+"""Inner products of the scores of some rollouts: tokens, attention, completions."""
+
+
+def of_all_parameters(policy: Policy, ids: Tensor, attention: Tensor, completion: Tensor, watch: Watch) -> Tensor:
+    """Gradients of everything."""
+    return score_products(policy.model, ids, attention, completion, watch=watch)
+
+
+def of_lora(policy: Policy, ids: Tensor, attention: Tensor, completion: Tensor, watch: Watch) -> Tensor:
+    """Gradients of a fresh adapter of rank 8 on every linear map; its first factors have none before an update."""
+    torch.manual_seed(0)
+    adapted = get_peft_model(policy.model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+    second = [name for name, _ in adapted.named_parameters() if "lora_B" in name]
+    products = score_products(adapted, ids, attention, completion, parameters=second, watch=watch)
+    adapted.unload()
+    return products
+
+
+def of_head(policy: Policy, ids: Tensor, attention: Tensor, completion: Tensor, watch: Watch) -> Tensor:
+    """Gradients of the output head."""
+    return head_score_products(policy.model, ids, attention, completion, watch=watch)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A policy, how many of its prompts are measured, how many rollouts are spread, and gradients of what."""
+
+    name: str
+    policy: Policy
+    measured: int
+    spread: int
+    gradients: Mapping[str, Products]
+
+
 PRESETS = {
     "rloo": poise.preset("rloo"),
     "none": poise.preset("none"),
@@ -66,17 +106,18 @@ def oracle_baselines(frozen: FrozenRollouts, num_prompts: int, *, weighted: bool
     return (weights * rewards).sum(1) / weights.sum(1)
 
 
-def scores_of(model: torch.nn.Module, frozen: FrozenRollouts, num_prompts: int, num: int, what: str) -> Tensor:
+def products_of(case: Case, kind: str, frozen: FrozenRollouts, num_prompts: int, num: int) -> Tensor:
     """Inner products of the scores of the first `num` rollouts of the first prompts."""
-    ids, attention, completion = (
-        part[:num_prompts, :num].flatten(0, 1) for part in (frozen.ids, frozen.attention, frozen.completion_mask)
-    )
+    parts = (frozen.ids, frozen.attention, frozen.completion_mask)
+    ids, attention, completion = (part[:num_prompts, :num].flatten(0, 1) for part in parts)
 
     def watch(done: int) -> None:
-        if done % 64 == 0 or done == len(ids):
-            print(f"\r{what}: {done} of {len(ids)} scores", end="" if done < len(ids) else "\n", flush=True)
+        if done % 32 == 0 or done == num_prompts * num:
+            print(f"\r{case.name}, {kind}: {done} of {num_prompts * num} scores", end="", flush=True)
 
-    return score_products(model, ids, attention, completion, watch=watch)
+    products = case.gradients[kind](case.policy, ids, attention, completion, watch)
+    print()
+    return products
 
 
 def groups(num_prompts: int, num_rollouts: int) -> Tensor:
@@ -90,76 +131,103 @@ def shown(estimate: Estimate, digits: int = 3) -> str:
     return f"{estimate.value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def policy_tables(
-    name: str, path: Path, cache: Path | None, seed: int
-) -> tuple[dict[str, dict[str, list[float]]], str]:
-    """Everything about one policy."""
+def measured_case(case: Case, cache: Path | None, seed: int) -> tuple[dict[str, Any], str]:
+    """Numbers and text of everything about one policy."""
 
     def sampled(part: str, num_prompts: int, num_rollouts: int, part_seed: int) -> FrozenRollouts:
-        file = None if cache is None else cache / f"{name.replace(' ', '-')}-{part}-{seed}.safetensors"
-        return embedded_rollouts(num_prompts, num_rollouts, seed=part_seed, cache=file, model_path=path)
+        file = None if cache is None else cache / f"{case.name.replace(' ', '-')}-{part}-{seed}.safetensors"
+        return frozen_rollouts(case.policy, num_prompts, num_rollouts, seed=part_seed, featured=2, cache=file)
 
     filling = sampled("filling", FILLING * STEP, 2, 2 * seed)
-    frozen = sampled("measured", MEASURED, OTHERS + 8, 2 * seed + 1)
-    model = AutoModelForCausalLM.from_pretrained(path).eval()
-    products = scores_of(model, frozen, MEASURED, 2, name)
-    where = groups(MEASURED, 2)
+    frozen = sampled("measured", case.measured, OTHERS + max(SPREAD), 2 * seed + 1)
     rewards = frozen.rewards[:, :2].flatten()
     advantages = {arm: preset_advantages(preset, filling, frozen) for arm, preset in PRESETS.items()}
     for arm, weighted in (("oracle", False), ("oracle, weighted", True)):
-        advantages[arm] = rewards - oracle_baselines(frozen, MEASURED, weighted=weighted).repeat_interleave(2)
-    gradients = {arm: prompt_gradients(products, a, where) for arm, a in advantages.items()}
+        advantages[arm] = rewards - oracle_baselines(frozen, case.measured, weighted=weighted).repeat_interleave(2)
+    pair = frozen.rewards[:, :2]
+    ceiling = 1 - float((pair[:, 0] - pair[:, 1]).square().mean() / 2 / pair.var())
+    text = [
+        f"## {case.name}",
+        f"Accuracy {float(frozen.rewards.mean()):.2f}, noise ceiling {ceiling:.2f}, {case.measured} prompts x 2.",
+    ]
+    numbers: dict[str, Any] = {}
+    for kind in case.gradients:
+        products = products_of(case, kind, frozen, case.measured, 2)
+        numbers[kind], unit, table = variances(products, advantages, case.measured)
+        spread, spread_table = spread_variances(case, kind, frozen, unit)
+        text += [f"Gradient of {kind}:", table, spread_table, weights_against_norms(products, frozen)]
+        numbers[kind] |= spread
+    return numbers, "\n\n".join(text)
+
+
+def variances(products: Tensor, advantages: dict[str, Tensor], num_prompts: int) -> tuple[dict[str, Any], float, str]:
+    """tr Cov of every arm and its ratios: numbers, the variance under no baseline, table."""
+    gradients = {arm: prompt_gradients(products, a, groups(num_prompts, 2)) for arm, a in advantages.items()}
     unit = gradients["none"].trace_covariance().value
     rows, numbers = [], {}
     for arm, g in gradients.items():
-        ratios = {other: g.variance_ratio(gradients[other]) for other in ("rloo", "none")}
-        numbers[arm] = {"trace": g.trace_covariance(), "signal": g.squared_signal()} | ratios
+        ratios = {f"/ {other}": g.variance_ratio(gradients[other]) for other in ("rloo", "none")}
+        numbers[arm] = plain({"trace": g.trace_covariance(), "signal": g.squared_signal()} | ratios)
         rows.append([arm, f"{g.trace_covariance().value / unit:.3f}", *(shown(r) for r in ratios.values())])
     header = ["baseline", "tr Cov, none = 1", "/ rloo (95 % interval)", "/ none (95 % interval)"]
-    main_table = markdown_table(header, rows)
+    return numbers, unit, markdown_table(header, rows)
 
-    spread = []
-    for num in (1, 2, 4, 8):
-        prompts = ROLLOUTS_FIXED // num
+
+def spread_variances(case: Case, kind: str, frozen: FrozenRollouts, unit: float) -> tuple[dict[str, Any], str]:
+    """tr Cov of a fixed number of rollouts over more or fewer prompts: numbers and table."""
+    rows, numbers = [], {}
+    for num in SPREAD:
+        prompts = case.spread // num
         oracle = oracle_baselines(frozen, prompts, weighted=False).repeat_interleave(num)
-        a = frozen.rewards[:prompts, :num].flatten() - oracle
-        part = scores_of(model, frozen, prompts, num, f"{name}, m = {num}")
-        trace = prompt_gradients(part, a, groups(prompts, num)).trace_covariance()
-        numbers[f"oracle, m = {num}"] = {"trace": trace}
+        advantages = frozen.rewards[:prompts, :num].flatten() - oracle
+        products = products_of(case, kind, frozen, prompts, num)
+        trace = prompt_gradients(products, advantages, groups(prompts, num)).trace_covariance()
+        numbers[f"oracle, m = {num}"] = plain({"trace": trace})
         scaled = Estimate(trace.value / unit, trace.standard_error / unit)
-        spread.append([str(num), str(prompts), shown(scaled)])
-    spread_table = markdown_table(
-        [f"rollouts a prompt (of {ROLLOUTS_FIXED})", "prompts", "tr Cov (95 % interval)"], spread
-    )
+        rows.append([str(num), str(prompts), shown(scaled)])
+    header = [f"rollouts a prompt (of {case.spread})", "prompts", "tr Cov, in the unit above (95 % interval)"]
+    return numbers, markdown_table(header, rows)
 
-    weights, norms = frozen.weights[:, :2].flatten(), products.diagonal()
+
+def weights_against_norms(products: Tensor, frozen: FrozenRollouts) -> str:
+    """How well the weights follow the true squared norms of scores, in a sentence."""
+    weights, norms, rewards = frozen.weights[:, :2].flatten(), products.diagonal(), frozen.rewards[:, :2].flatten()
     lengths = frozen.completion_mask[:, :2].sum(-1).flatten().double()
+    wrong_over_right = float(norms[rewards < 0.5].mean() / norms[rewards > 0.5].mean())
     pearson = float(torch.corrcoef(torch.stack([weights, norms]))[0, 1])
     by_length = float(torch.corrcoef(torch.stack([lengths, norms]))[0, 1])
-    ratio = float(norms[rewards < 0.5].mean() / norms[rewards > 0.5].mean())
-    text = (
-        f"**{name}**, accuracy {float(frozen.rewards.mean()):.2f}, {MEASURED} prompts x 2\n\n"
-        f"{main_table}\n\n{spread_table}\n\n"
+    return (
         f"Weights against true squared norms of scores: Pearson {pearson:.3f}, Spearman "
         f"{float(spearmanr(weights, norms).statistic):.3f} (completion length: Pearson {by_length:.3f}); "
-        f"mean norm of wrong over right completions {ratio:.1f}."
+        f"mean norm of wrong over right completions {wrong_over_right:.1f}."
     )
-    plain = {arm: {k: [e.value, e.standard_error] for k, e in found.items()} for arm, found in numbers.items()}
-    return plain, text
+
+
+def plain(found: dict[str, Estimate]) -> dict[str, list[float]]:
+    """Values and standard errors as JSON takes them."""
+    return {name: [each.value, each.standard_error] for name, each in found.items()}
 
 
 def main() -> None:
-    """Measure the embedded model before and, where given, after training."""
+    """Measure the embedded model before and, where given, after training, or SmolLM2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trained", type=Path, help="checkpoint of a run of `poise train`")
+    parser.add_argument("--model", choices=["embedded", "smollm2"], default="embedded")
+    parser.add_argument("--trained", type=Path, help="checkpoint of a run of `poise train` on the embedded model")
     parser.add_argument("--cache", type=Path, help="keep (or reuse) rollouts in this folder")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    policies = {"embedded model before training": embedded_model_path()}
-    if options.trained:
-        policies["embedded model after training"] = options.trained
-    measured = {n: policy_tables(n, p, options.cache, options.seed) for n, p in policies.items()}
-    save("gradient_variance", {n: m[0] for n, m in measured.items()}, "\n\n".join(m[1] for m in measured.values()))
+    name = "gradient_variance"
+    if options.model == "smollm2":
+        name += "_smollm2"
+        kinds = {"a LoRA adapter": of_lora, "the output head": of_head}
+        cases = [Case("SmolLM2-135M-Instruct", smollm2_policy(), 256, 256, kinds)]
+    else:
+        whole = {"all parameters": of_all_parameters}
+        cases = [Case("embedded model before training", embedded_policy(), 1024, 512, whole)]
+        if options.trained:
+            cases.append(Case("embedded model after training", embedded_policy(options.trained), 1024, 512, whole))
+    measured = {case.name: measured_case(case, options.cache, options.seed) for case in cases}
+    save(name, {n: m[0] for n, m in measured.items()}, "\n\n".join(m[1] for m in measured.values()))
 
 
 if __name__ == "__main__":

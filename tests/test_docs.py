@@ -11,6 +11,7 @@ import torch
 import poise
 from oracles import drawn_rollouts
 from poise.models.embedded import embedded_model_path
+from poise.scalars import SCALARS
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,6 +56,19 @@ def test_library_snippet_of_the_readme_runs(tiny_model, tmp_path):
     )
     assert made["loss"].requires_grad
     assert made["loss"].isfinite()
+
+
+def test_the_page_of_the_method_lists_every_scalar():
+    section = (ROOT / "docs" / "method.md").read_text().partition("### Scalars by name")[2]
+    rows = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+    patterns = re.findall(r"`([a-z_{}]+)`", " ".join(rows))
+    listed = {
+        pattern.format(segment=segment, statistic=statistic)
+        for pattern in patterns
+        for segment in ("completion", "reasoning", "answer")
+        for statistic in ("mean", "max", "min", "last")
+    }
+    assert listed == set(SCALARS)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

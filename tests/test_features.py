@@ -180,6 +180,15 @@ def test_features_of_unequal_rows_are_refused():
         features.__post_init__()
 
 
+def test_entropies_of_another_width_are_refused():
+    features = held()
+    object.__setattr__(features, "entropies", features.entropies[:, :2])
+    with pytest.raises(
+        ValueError, match=r"entropies need the 3 columns completion_mean_entropy, .*, got 2; other numbers"
+    ):
+        features.__post_init__()
+
+
 def sampled(logits):
     """Tokens drawn from the logits, their logprobs and entropies, in float64."""
     logprobs = logits.double().log_softmax(dim=-1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from poise.gradient_variance import PromptGradients, prompt_gradients, score_products
+from poise.gradient_variance import PromptGradients, head_score_products, prompt_gradients, score_products
 
 GROUPS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
 
@@ -92,3 +92,19 @@ def test_score_products_equal_those_of_one_backward_pass_a_rollout(tiny_model):
 def test_two_prompts_are_too_few():
     with pytest.raises(ValueError, match="at least 3 prompts, got 2"):
         prompt_gradients(torch.eye(4), torch.ones(4), torch.tensor([0, 0, 1, 1]))
+
+
+def test_products_of_the_head_are_those_of_its_gradients(tiny_model, monkeypatch):
+    monkeypatch.setattr("poise.gradient_variance._TOKENS_AT_ONCE", 4)  # several blocks, cut inside rollouts
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, 64, (5, 9), generator=generator)
+    attention = torch.ones_like(ids).bool()
+    attention[:2, :2] = False  # padded on the left
+    completion = torch.zeros_like(attention)
+    completion[:, 4:] = True
+    completion[3, 7:] = attention[3, 7:] = False
+    found = head_score_products(tiny_model, ids, attention, completion)
+    expected = score_products(tiny_model, ids, attention, completion, parameters=["lm_head.weight"])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    # The control: all parameters together are something else.
+    assert not torch.allclose(found, score_products(tiny_model, ids, attention, completion), rtol=1e-2)

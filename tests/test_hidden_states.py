@@ -105,6 +105,20 @@ def test_layers_stand_side_by_side_in_the_order_asked(tiny_model, batch):
     assert not torch.allclose(forwards.prompt, backwards.prompt)
 
 
+def test_two_captures_around_one_pass_read_what_each_would_alone(tiny_model, batch):
+    options = {"layers": [0], "pool_tokens": 1}, {"layers": [1], "pool_tokens": 3}
+    with (
+        torch.no_grad(),
+        capture_hidden_states(tiny_model, *batch.masks(), **options[0]) as first,
+        capture_hidden_states(tiny_model, *batch.masks(), **options[1]) as second,
+    ):
+        tiny_model(**batch.inputs())
+    for capture, how in zip((first, second), options, strict=True):
+        alone = captured(tiny_model, batch, reasoning_mask=None, **how)
+        assert torch.equal(capture.features(batch.entropies).prompt, alone.prompt)
+        assert torch.equal(capture.features(batch.entropies).completion, alone.completion)
+
+
 def test_last_layer_is_read_before_the_final_norm(tiny_model, batch):
     with torch.no_grad():
         normed = tiny_model(**batch.inputs(), output_hidden_states=True).hidden_states[-1]

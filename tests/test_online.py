@@ -166,7 +166,7 @@ def test_a_run_that_was_saved_and_restored_equals_one_that_was_not(name, tmp_pat
     [
         {"probe": "logistic", "penalty": 1.0},
         {"probe": "mlp", "penalty": 1.0},
-        {"members": [["ridge", 1.0], ["mlp", 1.0]], "combination": "stacked", "own_domain": True},
+        {"members": [["ridge", 1.0], ["logistic", 1.0]], "combination": "stacked", "own_domain": True},
         {"target": "group", "scalars": ["answer_mean_entropy"]},
     ],
     ids=str,

@@ -96,6 +96,7 @@ def test_presets_cannot_be_edited_in_place():
         ("grpo", {}, "presets are poise, poise-value, paper, .*; got 'grpo'"),
         ("poise", {"window": 3}, "preset 'poise' has the fields evidence, .*; got 'window'"),
         ("rloo", {"penalty": 1.0}, "preset 'rloo' has the fields kind; got 'penalty'"),
+        ("rloo", {"kind": "grpo"}, "kind is one of rloo, group-mean, none, got 'grpo'"),
         ("poise", {"evidence": ("constant", "luck")}, "evidence blocks are constant, .*; got 'luck'"),
         ("poise", {"penalties": (1.0, 0.0)}, r"penalties must be positive numbers, got \(1.0, 0.0\)"),
         ("poise", {"penalties": ()}, r"penalties must be positive numbers, got \(\)"),
@@ -113,3 +114,11 @@ def test_presets_cannot_be_edited_in_place():
 def test_bad_presets_are_refused_with_a_sentence(name, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         poise.preset(name, **changes)
+
+
+@pytest.mark.parametrize("member", ["ridge", ("ridge",), ("ridge", "much")])
+def test_a_member_that_is_no_kind_and_penalty_is_refused(member):
+    recipe = poise.preset("paper", window_rows=1).recipe
+    object.__setattr__(recipe, "members", (member,))  # past the type checks that only tests have
+    with pytest.raises(ValueError, match=r"a member is a kind and a penalty, such as \('ridge', 0.01\); got \W*ridge"):
+        recipe.__post_init__()

@@ -74,6 +74,18 @@ def test_scalars_by_name_enter_the_published_probe_too():
         assert_close(step.baselines, expected, atol=1e-6, rtol=0)
 
 
+def test_group_mean_targets_make_poorer_values():
+    # The states of a rollout tell its own outcome, which is in its group's mean and of no use to its sibling.
+    def error(target):
+        baseline = poise.OnlineBaseline(poise.preset("paper", target=target, penalty=10.0))
+        for seed in range(5):
+            rollouts = drawn_rollouts((2,) * 200, seed=seed)
+            baselines = rollouts.given_to(baseline).baselines
+        return float((baselines - rollouts.values).square().mean())
+
+    assert error("group") > 1.2 * error("siblings")
+
+
 def test_the_biased_control_is_the_rollouts_own_value():
     control, paper = (poise.OnlineBaseline(poise.preset(name)) for name in ("same-rollout", "paper"))
     first, second = steps(2)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from poise.models.embedded import embedded_model_path
 from poise.models.named import named_tokenizer
 from poise.rewards import VERIFIERS, Grader, TaskReward, Verifier, final_answer, graded, problem_columns, verdict
 from poise.rewards.functions import check_reward_function, reward_function, rewards_of
@@ -106,6 +107,36 @@ def test_scores_are_those_of_the_data_set_fractions_included():
         assert graded(answer, problem) == score
         assert graded(f"working</think>  {answer} ", problem) == graded(f"<answer>{answer}</answer>", problem)
     assert 0 < graded(f"it is {problem.answer}", problem) < 1
+
+
+@pytest.mark.parametrize(
+    ("extract", "completion", "right"),
+    [
+        ("number", " 12.\n3 + 4 = 7", True),
+        ("number", "the sum is 12", True),
+        ("number", "-12", False),
+        ("number", "1,2", True),
+        ("number", "twelve", False),
+        ("number", "1,2.5", False),
+        ("word", " no 12", False),
+        ("line", " 12\nthat is all", True),
+        ("line", "it is 12\n", False),
+        ("all", " 12\nthat is all", False),
+    ],
+)
+def test_a_task_says_what_of_a_completion_is_its_answer(extract: str, completion: str, right: bool):
+    (problem,) = task_named(f"reasoning-gym:chain_sum?extract={extract}").problems(1, seed=0)
+    entry = problem.details.replace(f'"answer": "{problem.answer}"', '"answer": "12"')
+    assert entry != problem.details
+    assert (graded(completion, replace(problem, answer="12", details=entry)) == 1.0) is right
+
+
+def test_the_first_word_is_an_answer_where_a_task_says_so():
+    (problem,) = task_named("reasoning-gym:syllogism?extract=word").problems(1, seed=0)
+    other = {"Yes": "No", "No": "Yes"}[problem.answer]
+    assert graded(f' "{problem.answer}", of course: {other}.', problem) == 1.0
+    assert graded(f"{other}. Or {problem.answer}", problem) == 0.0
+    assert graded("12 _", problem) == 0.0
 
 
 def test_a_verifier_that_raises_on_a_completion_but_not_on_the_gold_answer_calls_it_wrong():
@@ -409,6 +440,18 @@ def test_a_chat_template_is_used_where_there_is_one():
     assert row["prompt"] == [{"role": "user", "content": row["prompt"][0]["content"]}]
     assert set(row) == {"prompt", "answer", "domain", "verifier", "details"}
     assert task.grader.opening == ""
+
+
+def test_without_chat_prompts_are_plain_text(tmp_path: Path):
+    tokenizer = named_tokenizer("embedded")
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes((embedded_model_path() / "config.json").read_bytes())
+    asked = {
+        chat: GradedTask("embedded", tokenizer=named_tokenizer(str(tmp_path), chat=chat)).training_data(1, seed=0)[0]
+        for chat in (True, False)
+    }
+    assert asked[True]["prompt"] == [{"role": "user", "content": asked[False]["prompt"]}]
 
 
 def test_a_template_that_opens_the_thinking_is_noticed():

@@ -262,6 +262,7 @@ def test_a_chat_is_asked_as_it_is_and_a_text_as_one_message():
         ("embedded?families", "options of a task need the form .field=value&field=value, got 'families'"),
         ("reasoning-gym:chain_som", "reasoning-gym has no data set 'chain_som'; the closest is chain_sum"),
         ("reasoning-gym:gcd?size=3", "gcd of reasoning-gym has fields min_numbers, .*, got size"),
+        ("reasoning-gym:gcd?extract=end", "extract needs one of all, line, word, number, got 'end'"),
         ("reasoning-gym:gcd?min_numbers=-3", "reasoning-gym refuses this configuration of gcd: "),
         ("reasoning-gym:gcd?min_numbers=two", "reasoning-gym refuses this configuration of gcd: "),
         ("0*embedded + reasoning-gym:gcd", "weights of a mixture must be greater than 0, got 0.0, 1.0"),

@@ -45,6 +45,11 @@ class Features:
         rows += [len(scalar) for scalar in self.scalars.values()]
         if len(set(rows)) > 1:
             raise ValueError(f"features need one row per rollout in every field, got {rows} rows")
+        if self.entropies.shape[1] != len(MEAN_ENTROPIES):
+            raise ValueError(
+                f"entropies need the {len(MEAN_ENTROPIES)} columns {', '.join(MEAN_ENTROPIES)}, "
+                f"got {self.entropies.shape[1]}; other numbers have their place in scalars"
+            )
 
     def columns(self, names: Sequence[str]) -> Float[Tensor, "rows names"]:
         """The scalars of those names side by side, the mean entropies among them.

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+_TOKENS_AT_ONCE = 512
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -107,6 +109,52 @@ def score_products(
         scores[row] = torch.cat([part.flatten() for part in parts])
         watch(row + 1)
     return (scores @ scores.T).to(torch.float64)
+
+
+@torch.no_grad()
+def head_score_products(
+    model: nn.Module,
+    input_ids: Int[Tensor, "N columns"],
+    attention_mask: Int[Tensor, "N columns"] | Bool[Tensor, "N columns"],
+    completion_mask: Bool[Tensor, "N columns"],
+    *,
+    watch: Callable[[int], None] = lambda done: None,
+) -> Float[Tensor, "N N"]:
+    """K_ij as `score_products`, of the weights of the output head alone, where they are used as the head.
+
+    The gradient of log pi(y_t) with respect to the head is (e_{y_t} - p_t) h_t', so without one ever being formed
+
+        K_ij = sum_{t in i, u in j} <e_{y_t} - p_t, e_{y_u} - p_u> <h_t, h_u>.
+
+    One forward pass a rollout. Held in memory: the number of completion tokens times the vocabulary, in float32.
+
+    Args:
+        model: A causal language model of `transformers`, in eval mode; its head may be tied to its embedding.
+        input_ids: Prompts and completions.
+        attention_mask: 1 on tokens.
+        completion_mask: True on completion tokens, over the same columns.
+        watch: Called with the number of rollouts that are read.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()  # type: ignore[operator]
+    states, errors, owners = [], [], []
+    for row in range(len(input_ids)):
+        tokens = attention_mask[row].bool()
+        ids, counted = input_ids[row, tokens][None], completion_mask[row, tokens][1:]
+        read = decoder(ids).last_hidden_state[0, :-1][counted].float()
+        probabilities = head(read.to(head.weight.dtype)).float().softmax(-1)
+        states.append(read)
+        errors.append(-probabilities.scatter_add_(1, ids[0, 1:][counted][:, None], -torch.ones(len(read), 1)))
+        owners += [row] * len(read)
+        watch(row + 1)
+    owner = torch.tensor(owners, device=input_ids.device)
+    state, error = torch.cat(states), torch.cat(errors)
+    products = torch.zeros(len(input_ids), len(input_ids), dtype=torch.float64)
+    for first in range(0, len(owner), _TOKENS_AT_ONCE):
+        chosen = slice(first, first + _TOKENS_AT_ONCE)
+        between = ((error[chosen] @ error.T) * (state[chosen] @ state.T)).to(torch.float64)
+        by_rollout = between.new_zeros(len(between), len(input_ids)).index_add_(1, owner, between)
+        products.index_add_(0, owner[chosen], by_rollout)
+    return products
 
 
 def _trace(norms: Tensor, total: Tensor, prompts: int) -> Tensor:

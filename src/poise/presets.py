@@ -58,7 +58,7 @@ class LeaveOnePromptOutRecipe:
                 f"got {self.window_rows} and {self.projection_size}"
             )
 
-    exact = True
+    exact = True  # whatever the evidence: each prompt is left out of its own fit
 
     @property
     def needs_features(self) -> bool:
@@ -109,8 +109,10 @@ class EarlierStepsRecipe:
     def __post_init__(self) -> None:
         check_scalar_names(self.scalars, own=True)
         for member in self.members:
-            if not isinstance(member, tuple) or len(member) != 2:
-                raise ValueError(f"a member is a kind and a penalty, such as ('ridge', 0.01); got {member!r}")
+            match member:
+                case (str(), int() | float()):
+                    continue
+            raise ValueError(f"a member is a kind and a penalty, such as ('ridge', 0.01); got {member!r}")
         for kind, penalty in self.fitted_members:
             if kind not in PROBES:
                 raise ValueError(f"probes are {', '.join(PROBES)}; got {kind!r}")
@@ -143,6 +145,10 @@ class RewardsRecipe:
 
     needs_features = False
     weighted = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("rloo", "group-mean", "none"):
+            raise ValueError(f"kind is one of rloo, group-mean, none, got {self.kind!r}")
 
     @property
     def exact(self) -> bool:

@@ -74,6 +74,9 @@ class RunSettings:
     reward: list[str] | None = field(
         default=None, metadata={"help": "Reward functions, package.module:function. Default: the task's verifier."}
     )
+    chat: bool = field(
+        default=True, metadata={"help": "Ask by the tokenizer's chat template, if it has one; false: plain text."}
+    )
     seconds_a_rollout: float = field(default=10.0, metadata={"help": "Time limit of one verdict of a verifier."})
     families: list[str] | None = field(default=None, metadata={"help": "Families of the embedded world. Default: all."})
     seed: int = field(default=0, metadata={"help": "Of problems, sampling and training."})

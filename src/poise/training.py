@@ -74,7 +74,7 @@ class TrainingRun:
         self._created = time.monotonic()
         config = settings.poise_config(directory.checkpoints)
         resolved = settings.resolved(config)
-        tokenizer = named_tokenizer(settings.model)
+        tokenizer = named_tokenizer(settings.model, chat=settings.chat)
         self.graded_task = GradedTask(
             settings.task_spec,
             tokenizer=tokenizer,

@@ -25,9 +25,8 @@ SEED = 42
 COMBINATIONS = ("mean", "stacked")
 
 _FOLDS = 5
-_LEAST_TARGET = (
-    1e-6  # targets of a logistic regression keep this distance from 0 and 1, so that its intercept is finite
-)
+# Targets of a logistic regression keep this distance from 0 and 1, so that its intercept is finite.
+_LEAST_TARGET = 1e-6
 
 Columns = Float[Tensor, "rows columns"]
 ValueProbe = Callable[[Columns], Float[Tensor, " rows"]]

@@ -49,6 +49,7 @@ def evaluate(
     chat_template_kwargs: Annotated[
         str, typer.Option(help="Options of the chat template, such as {enable_thinking: false}.")
     ] = "{}",
+    chat: Annotated[bool, typer.Option(help="Ask by the tokenizer's chat template, if it has one.")] = True,
     batch_size: Annotated[int, typer.Option(help="Completions drawn side by side.")] = 256,
     output: Annotated[
         Path | None, typer.Option(help="Folder of this evaluation. Default: evaluations/MODEL/TASK.")
@@ -74,6 +75,7 @@ def evaluate(
                 data_dir=data_dir,
                 instruction=instruction,
                 chat_template_kwargs=chat_template_kwargs,
+                chat=chat,
                 batch_size=batch_size,
                 output=output,
             )
@@ -110,7 +112,7 @@ def _evaluated(task: str, model: str, *, output: Path | None, split: str, **opti
     problems = drawn_from.problems(wanted, seed=options["seed"], split=source_split)
     if not problems:
         raise ValueError(f"task {task!r} has no problems in its split {source_split!r}")
-    tokenizer = named_tokenizer(model)
+    tokenizer = named_tokenizer(model, chat=options["chat"])
     policy = named_model(model, **({"dtype": "auto"} if torch.cuda.is_available() else {}))
     chat_options = chat_template_options(options["chat_template_kwargs"])
     prompts = [prompt_text(tokenizer, problem, chat_options=chat_options) for problem in problems]

@@ -48,14 +48,20 @@ def check_model_name(name: str) -> None:
         )
 
 
-def named_tokenizer(name: str) -> Any:
+def named_tokenizer(name: str, *, chat: bool = True) -> Any:
     """The tokenizer of a model; it pads on the left.
+
+    Args:
+        name: See above.
+        chat: Whether it keeps its chat template; without one, prompts are plain text.
 
     Raises:
         ValueError: If there is none, it cannot be read, or it has no end of sequence.
     """
     tokenizer = _loaded(AutoTokenizer, name, padding_side="left")
     check_tokenizer(tokenizer, name=name)
+    if not chat:
+        tokenizer.chat_template = None
     return tokenizer
 
 

@@ -71,7 +71,24 @@ def reasoning_gym_reward(completion: str, problem: Problem) -> float:
     """The score, from 0 to 1, that the data set itself gives to the final answer."""
     details = json_value(problem.details)
     source = _scoring_data_set(details["data_set"], json.dumps(details["settings"]))
-    return float(source.score_answer(final_answer(completion), details["entry"]))
+    answer = extracted(final_answer(completion), details["extract"])
+    return float(source.score_answer(answer, details["entry"]))
+
+
+def extracted(text: str, what: str) -> str:
+    """The part of an answer that is scored: "all", or its first "line", "word" or "number"; empty where there is none.
+
+    Small models say more than they are asked for; a data set that compares texts would call all of it wrong.
+    """
+    if what == "line":
+        return text.strip().split("\n", 1)[0].strip()
+    if what == "word":
+        found = re.search(r"[^\W\d_]+", text)
+        return found[0] if found else ""
+    if what == "number":
+        found = re.search(r"-?\d[\d,]*(\.\d+)?", text)
+        return found[0].replace(",", "") if found else ""
+    return text
 
 
 @functools.lru_cache

@@ -17,6 +17,10 @@ from poise.tasks.problem import Problem, ProblemSource, split_of
 
 PROBLEMS_A_SEED = 500
 """Problem i of a data set of reasoning-gym is drawn with its seed + i: seeds must lie further apart than that."""
+OWN_OPTIONS = ("instruction", "extract")
+"""Options of a task that are no fields of the data set's configuration."""
+EXTRACTS = ("all", "line", "word", "number")
+"""What of a completion is scored: all that is not thinking, or its first line, word or number."""
 LONGEST_SEARCH = 2_000
 """Draws in a row that may all fall on the wrong side of the split."""
 
@@ -26,7 +30,8 @@ def reasoning_gym_problems(name: str, options: Mapping[str, str]) -> ProblemSour
 
     Args:
         name: Of the data set, such as "chain_sum".
-        options: Fields of its configuration, as texts; and `instruction`, a text to put after every question.
+        options: Fields of its configuration, as texts; `instruction`, a text to put after every question; and
+            `extract`, what of a completion is its answer (see `EXTRACTS`).
 
     Raises:
         ValueError: If reasoning-gym is not installed, or has no such data set, or the data set no such configuration.
@@ -41,8 +46,10 @@ def reasoning_gym_problems(name: str, options: Mapping[str, str]) -> ProblemSour
         closest = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5)
         hint = f"; the closest is {closest[0]}" if closest else ""
         raise ValueError(f"reasoning-gym has no data set {name!r}{hint}")
-    settings = {field: yaml.safe_load(value) for field, value in options.items() if field != "instruction"}
-    instruction = options.get("instruction", "")
+    settings = {field: yaml.safe_load(value) for field, value in options.items() if field not in OWN_OPTIONS}
+    instruction, extract = options.get("instruction", ""), options.get("extract", "all")
+    if extract not in EXTRACTS:
+        raise ValueError(f"extract needs one of {', '.join(EXTRACTS)}, got {extract!r}")
     _, config_class = DATASETS[name]
     fields = [field.name for field in dataclasses.fields(config_class) if field.name not in ("seed", "size")]
     if unknown := [field for field in settings if field not in fields]:
@@ -61,7 +68,7 @@ def reasoning_gym_problems(name: str, options: Mapping[str, str]) -> ProblemSour
             for place in range(PROBLEMS_A_SEED):
                 entry = source[place]
                 if split_of(entry["question"]) == split:
-                    drawn.append(_problem(name, settings, entry, instruction))
+                    drawn.append(_problem(name, settings, entry, instruction=instruction, extract=extract))
                     in_vain = 0
                 else:
                     in_vain += 1
@@ -75,9 +82,11 @@ def reasoning_gym_problems(name: str, options: Mapping[str, str]) -> ProblemSour
     return problems
 
 
-def _problem(name: str, settings: Mapping[str, Any], entry: Mapping[str, Any], instruction: str) -> Problem:
+def _problem(
+    name: str, settings: Mapping[str, Any], entry: Mapping[str, Any], *, instruction: str, extract: str
+) -> Problem:
     question = entry["question"] + (f"\n\n{instruction}" if instruction else "")
-    details = {"data_set": name, "settings": dict(settings), "entry": dict(entry)}
+    details = {"data_set": name, "settings": dict(settings), "entry": dict(entry), "extract": extract}
     answer = entry["answer"] if isinstance(entry["answer"], str) else ""
     return Problem(question, answer, name, verifier="reasoning-gym", details=json_text(details))
 
