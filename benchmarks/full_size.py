@@ -20,13 +20,13 @@ memory is that of the log-prob pass and of the update, each with poise's hooks, 
 import argparse
 import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -186,7 +186,9 @@ def print_peaks(options: argparse.Namespace, device: torch.device) -> None:
     def peak() -> float:
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # Not `getrusage`: Linux hands a parent's peak on to programs that it starts.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return float(status["VmHWM"].split()[0]) / 1024
 
     model = policy(options.shape, device, PROMPT + options.completion).eval()
     batch = Batch(options.rows, options.completion, model.config.vocab_size, device)
