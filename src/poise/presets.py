@@ -59,6 +59,11 @@ class LeaveOnePromptOutRecipe:
         """Whether nothing but siblings is known, so that a lone rollout has no baseline."""
         return bool(self.evidence) and SIBLING_BLOCKS.issuperset(self.evidence)
 
+    @property
+    def reads_siblings(self) -> bool:
+        """Whether siblings are part of the evidence."""
+        return not SIBLING_BLOCKS.isdisjoint(self.evidence)
+
 
 @dataclass(frozen=True)
 class EarlierStepsRecipe:
@@ -82,6 +87,7 @@ class EarlierStepsRecipe:
 
     needs_features = True
     needs_siblings = True
+    reads_siblings = True
     weighted = False
 
 
@@ -98,6 +104,11 @@ class RewardsRecipe:
     def needs_siblings(self) -> bool:
         """Whether a lone rollout has no baseline."""
         return self.kind == "rloo"
+
+    @property
+    def reads_siblings(self) -> bool:
+        """Whether siblings' rewards are part of the baseline."""
+        return self.kind != "none"
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,11 @@ class Preset:
     def needs_siblings(self) -> bool:
         """Whether every prompt needs at least two rollouts."""
         return self.recipe.needs_siblings
+
+    @property
+    def reads_siblings(self) -> bool:
+        """Whether a prompt with a single rollout has less evidence than the preset makes use of."""
+        return self.recipe.reads_siblings
 
     @property
     def weighted(self) -> bool:

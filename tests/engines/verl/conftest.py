@@ -1,0 +1,35 @@
+"""Every process of these tests is one of verl's on a CPU; set before anything imports verl."""
+
+import os
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {
+    "VERL_PLATFORM": "cpu",
+    "VERL_USE_EXTERNAL_MODULES": "cpu_platform",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "WANDB_MODE": "disabled",
+    "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+}
+os.environ.update(ENVIRONMENT)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from conformance import character_tokenizer, recorded_policy  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Seed torch before every test."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory):
+    """The recorded policy, with its tokenizer, as verl loads them."""
+    folder = tmp_path_factory.mktemp("policy")
+    recorded_policy().save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
+    return folder
