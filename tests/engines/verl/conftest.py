@@ -6,7 +6,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
-    "VERL_USE_EXTERNAL_MODULES": "cpu_platform",
+    "VERL_USE_EXTERNAL_MODULES": "cpu_platform,sampler_rollout",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
