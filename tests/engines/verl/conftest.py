@@ -11,6 +11,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_MODE": "disabled",
+    "RAY_raylet_start_wait_time_s": "300",  # Ray gives a busy machine 30 seconds
     "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
 }
 os.environ.update(ENVIRONMENT)

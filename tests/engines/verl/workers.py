@@ -2,10 +2,8 @@
 
 import os
 import socket
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.trainer.config import CheckpointConfig
@@ -36,8 +34,7 @@ def training_worker(
     model = HFModelConfig(
         path=str(folder),
         enable_gradient_checkpointing=False,
-        override_config={"attn_implementation": "sdpa"},
-        **{"use_remove_padding": False, **(model_options or {})},
+        **{"use_remove_padding": False, "override_config": {"attn_implementation": "sdpa"}} | (model_options or {}),
     )
     engine = {"strategy": "fsdp2", "mixed_precision": {"param_dtype": "fp32"}, "use_torch_compile": False, "forward_only": False} | engine_options
     config = TrainingWorkerConfig(
