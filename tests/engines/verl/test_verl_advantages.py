@@ -80,7 +80,8 @@ def trainer_on(bus, worker, policy_folder, *overrides):
 def put(bus, step, number):
     """The rows of a step as verl's agent loop leaves them; siblings share a uid, equal prompts of two draws do not."""
     rollouts = rollout_batch(step.prompt_ids, step.completion_ids, None)
-    fields = {name: rollouts[name] for name in ("input_ids", "position_ids", "prompts", "responses", "response_mask")}
+    names = ("input_ids", "position_ids", "prompts", "responses", "response_mask", "loss_mask")
+    fields = {name: rollouts[name] for name in names}
     scores = []
     for row, reward in zip(step.completion_ids, step.reward_tensor.tolist(), strict=True):
         scores.append(torch.tensor([0.0] * (len(row) - 1) + [reward]))
@@ -200,3 +201,68 @@ def test_rows_of_a_rollout_are_found_in_any_order():
     assert rows.uids == ["b", "a", "b", "with_underscores"]
     assert rows.last_rows == [0, 5, 4, 6]
     assert rows.rollout_of_row == [0, 1, -1, 1, 2, 1, 3]
+
+
+def fitted_for_another(folder, **changes):
+    """A checkpoint's files of a baseline that another run has saved."""
+    fitted = {
+        "model_type": "qwen3",
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "layers": LAYERS,
+        "pool_tokens": POOL_TOKENS,
+        "end_of_thinking": END_OF_THINKING,
+        "weights_divided_by_length": False,
+    }
+    checkpoint = folder / "global_step_4"
+    checkpoint.mkdir()
+    baseline = poise.OnlineBaseline(poise.preset(changes.pop("preset", PRESET)))
+    baseline.save(checkpoint, fitted_for=fitted | changes)
+    (folder / "latest_checkpointed_iteration.txt").write_text("4")
+    return [f"trainer.default_local_dir={folder}", "trainer.resume_mode=auto"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"hidden_size": 2560}, "this run has hidden_size 16, the baseline in .* was fitted for 2560"),
+        ({"layers": [2]}, "this run has layers .0, 1., the baseline in .* was fitted for .2."),
+        ({"preset": "poise-value"}, "this baseline has preset 'poise', the state was made with 'poise-value'"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused_before_workers_start(
+    changes, sentence, bus, policy_folder, tmp_path
+):
+    with pytest.raises(ValueError, match=sentence):
+        trainer_on(bus, None, policy_folder, *fitted_for_another(tmp_path, **changes))
+
+
+def test_a_checkpoint_of_this_run_is_continued(bus, policy_folder, tmp_path):
+    trainer = trainer_on(bus, None, policy_folder, *fitted_for_another(tmp_path))
+    assert trainer._restored_step == 4
+
+
+def test_a_checkpoint_without_a_baseline_starts_afresh_and_says_so(bus, policy_folder, tmp_path, caplog):
+    overrides = fitted_for_another(tmp_path, hidden_size=1)
+    (tmp_path / "global_step_4" / "poise.json").unlink()
+    trainer_on(bus, None, policy_folder, *overrides)
+    assert "the baseline starts with an empty window" in caplog.text
+
+
+def test_a_layer_that_the_model_does_not_have_is_refused(bus, policy_folder):
+    with pytest.raises(ValueError, match="layer 3 is out of range: this model has layers 0 to 2"):
+        trainer_on(bus, None, policy_folder, "poise.layers=[3]")
+
+
+def test_the_baseline_is_saved_before_verl_marks_the_checkpoint(bus, policy_folder, tmp_path, monkeypatch):
+    trainer = trainer_on(bus, None, policy_folder, f"trainer.default_local_dir={tmp_path}")
+
+    def verls(self):
+        assert (tmp_path / "global_step_1" / "poise.json").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer_base.PPOTrainer, "_save_checkpoint", verls)
+    with pytest.raises(KeyboardInterrupt):
+        trainer._save_checkpoint()
+    again = poise.OnlineBaseline(poise.preset(PRESET))
+    again.restore(tmp_path / "global_step_1", fitted_for=trainer._what_it_is_for())
