@@ -1,7 +1,7 @@
 """verl on a machine without accelerators, for tests: a platform whose device is the CPU and whose collectives are gloo.
 
-verl imports this module in each of its processes when `VERL_USE_EXTERNAL_MODULES` names it; `VERL_PLATFORM=cpu` chooses it.
-Ray is told that there are GPUs, because verl counts nothing else.
+verl imports this module in each of its processes when `VERL_USE_EXTERNAL_MODULES` names it; `VERL_PLATFORM=cpu` chooses
+it. Ray is told that there are GPUs, because verl counts nothing else.
 """
 
 import os
@@ -12,6 +12,7 @@ import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 from verl.utils import distributed
+
 
 def nothing(*positional, **named):
     return 0
@@ -25,9 +26,19 @@ class PlatformCPU(PlatformBase):
         **{
             name: nothing
             for name in (
-                "current_device", "device_count", "empty_cache", "ipc_collect", "manual_seed", "manual_seed_all",
-                "max_memory_allocated", "max_memory_reserved", "memory_allocated", "memory_reserved", "reset_peak_memory_stats",
-                "set_device", "synchronize",
+                "current_device",
+                "device_count",
+                "empty_cache",
+                "ipc_collect",
+                "manual_seed",
+                "manual_seed_all",
+                "max_memory_allocated",
+                "max_memory_reserved",
+                "memory_allocated",
+                "memory_reserved",
+                "reset_peak_memory_stats",
+                "set_device",
+                "synchronize",
             )
         },
         is_available=lambda: True,

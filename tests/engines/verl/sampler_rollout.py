@@ -1,7 +1,7 @@
 """A rollout for tests, in the place of vLLM: `transformers` in a Ray actor, whose weights follow the trainer's.
 
-What is sampled depends on the weights, the prompt, the step and how often the prompt was asked in that step, and on nothing
-else: two runs with the same weights sample the same.
+What is sampled depends on the weights, the prompt, the step and how often the prompt was asked in that step, and on
+nothing else: two runs with the same weights sample the same.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""From verl's rows to advantages: the recorded rollouts give what the library makes of them, in whatever order they come."""
+"""From verl's rows to advantages: the recorded rollouts give what the library makes of them, in whatever order."""
 
 import random
 
@@ -110,7 +110,9 @@ def advantages_of(trainer, bus, keys, seed=0):
     batch = trainer._compute_advantage(batch, metrics)
     rows = bus.kv_batch_get(batch.keys, "train", ["advantages", "returns", "response_mask"])
     found = {}
-    for key, advantages, returns, mask in zip(batch.keys, *(rows[name].unbind() for name in rows.keys()), strict=True):
+    for key, advantages, returns, mask in zip(
+        batch.keys, *(rows[name].unbind() for name in ("advantages", "returns", "response_mask")), strict=True
+    ):
         assert torch.equal(advantages, returns)
         sampled = advantages[mask.bool()]
         assert (advantages[~mask.bool()] == 0).all()
@@ -155,7 +157,7 @@ def test_rewards_alone_need_no_reading(bus, worker, policy_folder):
 
 def test_a_rollout_whose_sibling_failed_gets_no_advantage_where_only_siblings_tell(bus, worker, policy_folder):
     step = recorded_steps()[0]
-    lone = [prompt for prompt in step.prompts if step.prompts.count(prompt) == 2][0]
+    lone = next(prompt for prompt in step.prompts if step.prompts.count(prompt) == 2)
     trainer = trainer_on(bus, worker, policy_folder, "poise.preset=rloo")
     keys = put(bus, step, 0)
     missing = step.prompts.index(lone)
@@ -175,9 +177,7 @@ def test_one_rollout_a_prompt_trains_on_prompt_and_history(bus, worker, policy_f
         features = poise.Features(
             *(getattr(step.features, name)[::2] for name in ("prompt", "completion", "entropies", "missing"))
         )
-        expected = library.step(
-            features, step.reward_tensor[::2], prompts=step.prompts[::2], domains=step.domains[::2]
-        )
+        expected = library.step(features, step.reward_tensor[::2], prompts=step.prompts[::2], domains=step.domains[::2])
         assert_close(torch.tensor([found[key] for key in keys]).double(), expected.advantages, atol=1e-5, rtol=0)
 
 

@@ -54,7 +54,7 @@ def test_lone_rollouts_are_served_where_they_are_not(preset):
 def test_the_command_says_the_sentence_and_takes_nothing(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(main, "run_ppo", lambda *given, **named: pytest.fail("Ray was started"))
     monkeypatch.setattr(sys, "argv", ["poise-verl", *SMALL, "poise.preset=poize", f"hydra.run.dir={tmp_path}"])
-    with pytest.raises(SystemExit, match="^poise-verl: presets are"):
+    with pytest.raises(SystemExit, match=r"^poise-verl: presets are"):
         main.main()
 
 
@@ -116,7 +116,9 @@ def test_every_value_of_the_papers_recipes_has_its_source(name):
     if "paper" not in name and name != "math_evaluation":
         return
     for line in (ROOT / "recipes" / f"{name}.yaml").read_text().splitlines():
-        number_or_word = line.split(":", 1)[1].strip() if ":" in line and not line.lstrip().startswith(("#", "-")) else ""
+        number_or_word = (
+            line.split(":", 1)[1].strip() if ":" in line and not line.lstrip().startswith(("#", "-")) else ""
+        )
         own = ("nnodes", "project_name", "experiment_name", "loss_scale_factor", "val_files")
         if number_or_word and line.split(":")[0].strip() not in own:
             assert "#" in line, f"{name}: {line}"

@@ -5,8 +5,8 @@ import socket
 
 import torch
 from tensordict import TensorDict
-from verl.utils import tensordict_utils as tu
 from verl.trainer.config import CheckpointConfig
+from verl.utils import tensordict_utils as tu
 from verl.workers.config import (
     FSDPEngineConfig,
     FSDPOptimizerConfig,
@@ -29,14 +29,23 @@ def training_worker(
 ):
     """A worker with the policy in `folder`, and what its process needs to believe that Ray made it."""
     os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port or free_port())
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK="0",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port or free_port()),
     )
     model = HFModelConfig(
         path=str(folder),
         enable_gradient_checkpointing=False,
         **{"use_remove_padding": False, "override_config": {"attn_implementation": "sdpa"}} | (model_options or {}),
     )
-    engine = {"strategy": "fsdp2", "mixed_precision": {"param_dtype": "fp32"}, "use_torch_compile": False, "forward_only": False} | engine_options
+    engine = {
+        "strategy": "fsdp2",
+        "mixed_precision": {"param_dtype": "fp32"},
+        "use_torch_compile": False,
+        "forward_only": False,
+    } | engine_options
     config = TrainingWorkerConfig(
         model_type="language_model",
         model_config=model,
@@ -77,6 +86,4 @@ def rollout_batch(prompt_ids, completion_ids, request, *, response_mask=None, te
 def read(worker, batch):
     """What the worker gives back for each row, unnested."""
     output = worker.infer_batch(batch)
-    return {
-        name: torch.stack(list(value.unbind())) for name, value in output.items() if name.startswith("poise_")
-    }
+    return {name: torch.stack(list(value.unbind())) for name, value in output.items() if name.startswith("poise_")}

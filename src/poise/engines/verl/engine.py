@@ -47,7 +47,9 @@ class PoiseEngineMixin:
             )
         return model_inputs, output_args
 
-    def prepare_model_outputs(self, output: Any, output_args: Any, micro_batch: TensorDict, *rest: Any, **named: Any) -> Any:
+    def prepare_model_outputs(
+        self, output: Any, output_args: Any, micro_batch: TensorDict, *rest: Any, **named: Any
+    ) -> Any:
         """verl's outputs and what was read."""
         model_output: dict[str, Tensor] = super().prepare_model_outputs(  # type: ignore[misc]
             output, output_args, micro_batch, *rest, **named

@@ -23,7 +23,7 @@ TESTED_RELEASE = (0, 9)
 PLUGIN = "poise.engines.verl.plugin"
 
 
-class PoiseTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):  # type: ignore[misc, name-defined]
+class PoiseTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):  # type: ignore[misc]
     """verl's task runner, the process that drives a run, with poise's trainer in the place of verl's."""
 
     def run(self, config: DictConfig) -> Any:
@@ -78,14 +78,12 @@ def check(config: DictConfig) -> None:
         ValueError: If poise or verl cannot serve the configuration.
     """
     settings = checked_settings(config)
-    validate_config(
-        config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
-    )
+    validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     for source in sources_of_bias(config, settings):
         print(f"poise: the policy gradient is not exactly unbiased: {source}")
 
 
-@hydra.main(config_path="config", config_name="poise_ppo", version_base=None)
+@hydra.main(config_path="config", config_name="poise_ppo", version_base=None)  # type: ignore[untyped-decorator]
 def main(config: DictConfig) -> None:
     """Train with poise on verl; every option of verl's `ppo_trainer` and the block `poise`."""
     message = untested_release_warning(version("verl"))

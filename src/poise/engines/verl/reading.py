@@ -1,10 +1,10 @@
 """What does the forward pass over one micro-batch say about each of its rollouts?
 
-The rule: hidden states are pooled where they are, and only (rows, width) is kept. In the packed layout a process may see
-a part of the tokens (Ulysses sequence parallelism): the tokens to pool are chosen on whole rollouts, each process sums
-those that it sees, and sums and counts are added up over the group.
+The rule: hidden states are pooled where they are, and only (rows, width) is kept. In the packed layout a process may
+see a part of the tokens (Ulysses sequence parallelism): the tokens to pool are chosen on whole rollouts, each process
+sums those that it sees, and sums and counts are added up over the group.
 
-Sequences are verl's nested rows: a prompt, then its response. `response_mask` is True on tokens that the policy sampled;
+Sequences are verl's nested rows: a prompt, then its response. `response_mask` is 1 on tokens that the policy sampled;
 what tools or users said in between is no part of a segment.
 """
 

@@ -110,9 +110,7 @@ def _check_host(config: DictConfig) -> None:
     if config.critic.enable:
         raise ValueError("the baseline takes the place of a critic: critic.enable must not be true")
     if actor.loss_agg_mode not in LOSS_NORMALIZATION:
-        raise ValueError(
-            f"poise knows the loss_agg_mode {', '.join(LOSS_NORMALIZATION)}; got {actor.loss_agg_mode!r}"
-        )
+        raise ValueError(f"poise knows the loss_agg_mode {', '.join(LOSS_NORMALIZATION)}; got {actor.loss_agg_mode!r}")
 
 
 def loss_normalization(config: DictConfig) -> str:

@@ -1,7 +1,7 @@
 """The driver: verl's PPO trainer, whose advantages are rewards minus the baselines of `poise.OnlineBaseline`.
 
-The rule: the trainer is blind to the method. It asks for features with the pass that verl makes over old log-probs, finds
-the rollouts among verl's rows, hands over features, rewards, prompts and domains, and broadcasts the advantages.
+The rule: the trainer is blind to the method. It asks for features with the pass that verl makes over old log-probs,
+finds the rollouts among verl's rows, hands over features, rewards, prompts and domains, and broadcasts the advantages.
 
 The state of the baseline lies beside verl's own in `global_step_N`; it is written before verl marks a checkpoint as
 complete, and read before any GPU is taken.
@@ -23,6 +23,7 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.core_algos import register_adv_est
 from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
@@ -40,15 +41,15 @@ logger = logging.getLogger(__name__)
 ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
 
 
-class PoiseTrainerMixin:
-    """To be mixed into a trainer of verl's V1.
+class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
+    """What poise adds to either of verl's trainers.
 
     Attributes:
         baseline: The `poise.OnlineBaseline`; a checkpoint holds its state.
         last_step: The `poise.Step` of the newest batch, `None` before.
 
     Raises:
-        ValueError: If the configuration, the model or the checkpoint is none that poise can serve; before workers start.
+        ValueError: Before workers start, if poise cannot serve the configuration, the model or the checkpoint.
     """
 
     def __init__(self, config: DictConfig) -> None:
@@ -61,7 +62,7 @@ class PoiseTrainerMixin:
 
     def _init_tokenizer(self) -> None:
         """verl's tokenizer; then everything that can only be told with the model's configuration."""
-        super()._init_tokenizer()  # type: ignore[misc]
+        super()._init_tokenizer()
         if self.processor is not None:
             raise ValueError(
                 f"poise trains on text alone, and {self.config.actor_rollout_ref.model.path} has a processor for images"
@@ -112,7 +113,7 @@ class PoiseTrainerMixin:
 
     def _init_resource_pool_mgr(self) -> None:
         """verl's roles, the actor with poise's engine in it."""
-        super()._init_resource_pool_mgr()  # type: ignore[misc]
+        super()._init_resource_pool_mgr()
         for role in ACTOR_ROLES:
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(PoiseActorRolloutRefWorker)
@@ -128,11 +129,11 @@ class PoiseTrainerMixin:
                 "end_of_thinking_ids": self._end_of_thinking_ids(),
                 "loss_normalization": loss_normalization(self.config),
             }
-        return without_reading(super()._compute_old_log_prob(batch, metrics=metrics))  # type: ignore[misc]
+        return without_reading(super()._compute_old_log_prob(batch, metrics=metrics))
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """verl's rewards and corrections; then rewards minus baselines in the place of its advantages."""
-        batch = super()._compute_advantage(batch, metrics=metrics)  # type: ignore[misc]
+        batch = super()._compute_advantage(batch, metrics=metrics)
         rewards = "token_level_rewards" if self.config.algorithm.use_kl_in_reward else "rm_scores"
         fields = [rewards, "response_mask", *(FIELDS if self.settings.needs_pass else [])]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
@@ -178,7 +179,9 @@ class PoiseTrainerMixin:
             features = Features(prompt, completion, entropies, missing.bool())
             of_row = stacked(data[FIELDS[4]])[:, 0]
             # Every output of a rollout receives gradient; rows of no rollout add to an entry that nobody asks for.
-            of_rollout = of_row.new_zeros(len(prompts) + 1).index_add(0, torch.tensor(rows.rollout_of_row) % (len(prompts) + 1), of_row)
+            of_rollout = of_row.new_zeros(len(prompts) + 1).index_add(
+                0, torch.tensor(rows.rollout_of_row) % (len(prompts) + 1), of_row
+            )
             weights = of_rollout[served]
         step = self.baseline.step(
             features,
@@ -201,11 +204,11 @@ class PoiseTrainerMixin:
         folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
         folder.mkdir(parents=True, exist_ok=True)
         self.baseline.save(folder, fitted_for=self._what_it_is_for())
-        super()._save_checkpoint()  # type: ignore[misc]
+        super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
         """verl's checkpoint, of the step whose baseline was restored."""
-        super()._load_checkpoint()  # type: ignore[misc]
+        super()._load_checkpoint()
         if self.global_steps != self._restored_step:
             raise RuntimeError(
                 f"the baseline was restored for step {self._restored_step} and verl resumes at {self.global_steps}: "
@@ -219,11 +222,11 @@ class PoiseTrainerMixin:
         return [] if self.tokenizer.unk_token_id in ids else list(ids)
 
 
-class PoiseTrainerSync(PoiseTrainerMixin, PPOTrainerSync):  # type: ignore[misc]
+class PoiseTrainerSync(PoiseTrainer, PPOTrainerSync):  # type: ignore[misc]
     """verl's synchronous trainer with poise's advantages."""
 
 
-class PoiseTrainerColocateAsync(PoiseTrainerMixin, PPOTrainerColocateAsync):  # type: ignore[misc]
+class PoiseTrainerColocateAsync(PoiseTrainer, PPOTrainerColocateAsync):  # type: ignore[misc]
     """verl's trainer that generates ahead on the same GPUs, with poise's advantages."""
 
 
@@ -231,7 +234,7 @@ TRAINERS = {"sync": PoiseTrainerSync, "colocate_async": PoiseTrainerColocateAsyn
 """The trainer for each `trainer.v1.trainer_mode`."""
 
 
-@register_adv_est("poise")
+@register_adv_est("poise")  # type: ignore[untyped-decorator]
 def no_advantages(token_level_rewards: Tensor, response_mask: Tensor, **named: Any) -> tuple[Tensor, Tensor]:
     """Fill the place of an estimator in verl, which knows no features; `_compute_advantage` writes over it."""
     nothing = torch.zeros_like(token_level_rewards)
@@ -261,7 +264,7 @@ def stacked(nested: Tensor) -> Float[Tensor, "rows width"]:
     return torch.stack(list(nested.unbind()))
 
 
-def on_sampled_tokens(of_row: Float[Tensor, " rows"], response_mask: Tensor) -> Tensor:
+def on_sampled_tokens(of_row: Float[Tensor, " rows"], response_mask: Any) -> Any:
     """One number a row on the tokens that the policy sampled, and 0 on others, nested as they are."""
     lengths, mask = response_mask.offsets().diff(), response_mask.values()
     values = of_row.to(mask.device).float().repeat_interleave(lengths) * mask
