@@ -32,5 +32,7 @@ def policy_folder(tmp_path_factory):
     """The recorded policy, with its tokenizer, as verl loads them."""
     folder = tmp_path_factory.mktemp("policy")
     recorded_policy().save_pretrained(folder)
-    character_tokenizer().save_pretrained(folder)
+    tokenizer = character_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
     return folder

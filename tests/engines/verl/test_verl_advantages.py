@@ -14,6 +14,7 @@ from conformance import (
     library_advantages,
     recorded_steps,
 )
+from datasets import Dataset
 from tensordict import TensorDict
 from torch.testing import assert_close
 from transfer_queue import KVBatchMeta
@@ -201,6 +202,8 @@ def test_rows_of_a_rollout_are_found_in_any_order():
     assert rows.uids == ["b", "a", "b", "with_underscores"]
     assert rows.last_rows == [0, 5, 4, 6]
     assert rows.rollout_of_row == [0, 1, -1, 1, 2, 1, 3]
+    assert rows.summed(torch.tensor([1.0, 2, 64, 4, 8, 16, 32])).tolist() == [1, 22, 8, 32]
+    assert rows.repeated(torch.tensor([1.0, 2, 4, 8])).tolist() == [1, 2, 0, 2, 4, 2, 8]
 
 
 def fitted_for_another(folder, **changes):
@@ -247,6 +250,22 @@ def test_a_checkpoint_without_a_baseline_starts_afresh_and_says_so(bus, policy_f
     (tmp_path / "global_step_4" / "poise.json").unlink()
     trainer_on(bus, None, policy_folder, *overrides)
     assert "the baseline starts with an empty window" in caplog.text
+
+
+def test_a_data_set_that_does_not_name_domains_is_refused(bus, policy_folder, tmp_path):
+    Dataset.from_list([{"prompt": [{"role": "user", "content": "1+1="}], "data_source": "even"}] * 8).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    files = [f"data.{which}_files={tmp_path}/train.parquet" for which in ("train", "val")]
+    named = ["data.max_prompt_length=16", "data.dataloader_num_workers=0", "poise.domain_column=subject"]
+    with pytest.raises(ValueError, match="needs the column poise.domain_column='subject', got data_source, prompt"):
+        trainer_on(bus, None, policy_folder, *files, *named)._init_dataloader()
+
+
+def test_a_prompt_of_two_sources_is_two_prompts():
+    messages = [{"role": "user", "content": "1+1="}]
+    assert engine.prompt_id(messages, "math") == engine.prompt_id([dict(messages[0])], "math")
+    assert engine.prompt_id(messages, "math") != engine.prompt_id(messages, "code")
 
 
 def test_a_layer_that_the_model_does_not_have_is_refused(bus, policy_folder):

@@ -1,5 +1,7 @@
 """What cannot work is refused in one sentence, before Ray is started; what can is composed and passes verl's checks."""
 
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -90,6 +92,12 @@ def test_every_way_of_averaging_of_verl_is_known():
 
     for mode in LOSS_NORMALIZATION:
         FSDPActorConfig(strategy="fsdp2", rollout_n=2, use_dynamic_bsz=True, loss_agg_mode=mode)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/engines/verl.md"])
+def test_the_command_on_the_page_passes_poises_and_verls_checks(page):
+    command = re.search(r"```sh\n(poise-verl .*?)```", (ROOT / page).read_text(), flags=re.DOTALL).group(1)
+    main.check(composed(*shlex.split(command.replace("\\\n", " "))[1:], "trainer.device=cpu"))
 
 
 def recipe(name, monkeypatch):

@@ -9,6 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class RolloutRows:
@@ -20,6 +24,15 @@ class RolloutRows:
     """For every rollout, the row of its last output."""
     rollout_of_row: list[int]
     """For every row, its rollout; -1 where it has none."""
+
+    def summed(self, of_row: Float[Tensor, " rows"]) -> Float[Tensor, " rollouts"]:
+        """For every rollout the sum over its rows."""
+        sums = of_row.new_zeros(len(self.uids) + 1)  # the last entry gathers rows without a rollout
+        return sums.index_add(0, torch.tensor(self.rollout_of_row) % len(sums), of_row)[:-1]
+
+    def repeated(self, of_rollout: Float[Tensor, " rollouts"]) -> Float[Tensor, " rows"]:
+        """For every row the number of its rollout; 0 where it has none."""
+        return torch.cat([of_rollout, of_rollout.new_zeros(1)])[self.rollout_of_row]
 
 
 def rollout_rows(keys: Sequence[str], tags: Sequence[Mapping[str, Any]]) -> RolloutRows:

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 import torch
 import transfer_queue as tq
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from torch import Tensor
@@ -84,6 +84,16 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
         }
         self._restore_baseline()
 
+    def _init_dataloader(self) -> None:
+        """verl's data; it has to name domains."""
+        super()._init_dataloader()
+        columns, wanted = getattr(self.train_dataset, "dataframe", None), self.settings.domain_column
+        columns = getattr(columns, "column_names", None)  # a data set of the user's own may be made otherwise
+        if columns is not None and wanted not in columns:
+            raise ValueError(
+                f"the data set needs the column poise.domain_column={wanted!r}, got {', '.join(sorted(columns))}"
+            )
+
     def _restore_baseline(self) -> None:
         """Continue the baseline of the checkpoint that verl will load; one of something else is refused."""
         self._restored_step, folder = 0, self._checkpoint_to_load()
@@ -140,12 +150,11 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
         rows = rollout_rows(batch.keys, batch.tags)
         prompts, domains = self._prompts_and_domains(rows, batch)
         advantages = self._advantages(rows, data, row_sums(data[rewards]), prompts, domains, metrics)
-        of_row = torch.cat([advantages, advantages.new_zeros(1)])[rows.rollout_of_row]  # -1, no rollout, is the last
-        spread = on_sampled_tokens(of_row, data["response_mask"])
+        spread = on_sampled_tokens(rows.repeated(advantages), data["response_mask"])
         output = TensorDict({"advantages": spread, "returns": spread}, batch_size=len(batch))
         return without_reading(tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=output))
 
-    def _prompts_and_domains(self, rows: RolloutRows, batch: KVBatchMeta) -> tuple[list[str], list[str] | None]:
+    def _prompts_and_domains(self, rows: RolloutRows, batch: KVBatchMeta) -> tuple[list[str], list[str]]:
         """For every rollout the prompt, the same string whenever it is drawn, and the name of its domain."""
         row_of_uid = dict(zip(rows.uids, rows.last_rows, strict=True))  # one of each group is asked
         told = tq.kv_batch_get(
@@ -153,12 +162,12 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
             partition_id=batch.partition_id,
             select_fields=["raw_prompt", self.settings.domain_column],
         )
-        prompt_of = dict(zip(row_of_uid, map(prompt_id, told["raw_prompt"]), strict=True))
-        prompts = [prompt_of[uid] for uid in rows.uids]
-        if self.settings.domain_column not in told:
-            return prompts, None
         domain_of = dict(zip(row_of_uid, map(str, told[self.settings.domain_column]), strict=True))
-        return prompts, [domain_of[uid] for uid in rows.uids]
+        prompt_of = {
+            uid: prompt_id(messages, domain_of[uid])
+            for uid, messages in zip(row_of_uid, told["raw_prompt"], strict=True)
+        }
+        return [prompt_of[uid] for uid in rows.uids], [domain_of[uid] for uid in rows.uids]
 
     def _advantages(
         self,
@@ -166,7 +175,7 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
         data: TensorDict,
         rewards: Float[Tensor, " rows"],
         prompts: list[str],
-        domains: list[str] | None,
+        domains: list[str],
         metrics: dict[str, Any],
     ) -> Float[Tensor, " rollouts"]:
         """Reward minus baseline of every rollout; 0 for one whose siblings failed, where only siblings tell."""
@@ -177,17 +186,12 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
         if self.settings.needs_pass:
             prompt, completion, entropies, missing = (stacked(data[name])[last] for name in FIELDS[:4])
             features = Features(prompt, completion, entropies, missing.bool())
-            of_row = stacked(data[FIELDS[4]])[:, 0]
-            # Every output of a rollout receives gradient; rows of no rollout add to an entry that nobody asks for.
-            of_rollout = of_row.new_zeros(len(prompts) + 1).index_add(
-                0, torch.tensor(rows.rollout_of_row) % (len(prompts) + 1), of_row
-            )
-            weights = of_rollout[served]
+            weights = rows.summed(stacked(data[FIELDS[4]])[:, 0])[served]  # every output receives gradient
         step = self.baseline.step(
             features,
             rewards[last],
             prompts=[prompts[rollout] for rollout in served],
-            domains=None if domains is None else [domains[rollout] for rollout in served],
+            domains=[domains[rollout] for rollout in served],
             weights=weights,
         )
         metrics.update(step.metrics)
@@ -249,9 +253,9 @@ def without_reading(batch: KVBatchMeta) -> KVBatchMeta:
     return batch
 
 
-def prompt_id(messages: Any) -> str:
-    """One string per distinct prompt."""
-    return json.dumps(list(messages), sort_keys=True, ensure_ascii=False)
+def prompt_id(messages: Any, domain: str) -> str:
+    """One string per distinct prompt; sources that share a prompt may grade it differently, so it is told apart."""
+    return json.dumps([domain, *messages], sort_keys=True, ensure_ascii=False)
 
 
 def row_sums(nested: Tensor) -> Float[Tensor, " rows"]:
@@ -259,7 +263,7 @@ def row_sums(nested: Tensor) -> Float[Tensor, " rows"]:
     return torch.stack([row.double().sum() for row in nested.unbind()])
 
 
-def stacked(nested: Tensor) -> Float[Tensor, "rows width"]:
+def stacked(nested: Tensor) -> Num[Tensor, "rows width"]:
     """Nested rows of one width as one tensor."""
     return torch.stack(list(nested.unbind()))
 
