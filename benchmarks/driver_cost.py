@@ -99,13 +99,11 @@ def sheet(
                 f"{memory @ terms / GIB:,.2f}{mark}",
             ]
         )
-    header = [
-        "width", "rollouts a step", "MiB to the driver", f"MiB if projected to {PROJECTED}", "driver seconds", "driver GiB",
-    ]  # fmt: skip
+    header = ["width", "rollouts a step", "MiB to the driver", f"MiB if projected to {PROJECTED}", "seconds", "GiB"]
     told = (
         f"seconds = {seconds[0]:.3g} + {seconds[1]:.3g} rows + {seconds[2]:.3g} rows width "
-        f"(largest error {seconds_error:.0%}); bytes = {memory[0]:.3g} + {memory[1]:.3g} rows + {memory[2]:.3g} rows width "
-        f"({memory_error:.0%}). * continued beyond the {largest:,} rollouts that were measured."
+        f"(largest error {seconds_error:.0%}); bytes = {memory[0]:.3g} + {memory[1]:.3g} rows + "
+        f"{memory[2]:.3g} rows width ({memory_error:.0%}). * continued beyond the {largest:,} rollouts that were measured."
     )
     formulas = {"seconds": seconds.tolist(), "bytes": memory.tolist(), "errors": [seconds_error, memory_error]}
     return f"{markdown_table(header, lines)}\n\n{told}", formulas

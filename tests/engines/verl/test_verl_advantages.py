@@ -258,7 +258,7 @@ def test_a_data_set_that_does_not_name_domains_is_refused(bus, policy_folder, tm
     )
     files = [f"data.{which}_files={tmp_path}/train.parquet" for which in ("train", "val")]
     named = ["data.max_prompt_length=16", "data.dataloader_num_workers=0", "poise.domain_column=subject"]
-    with pytest.raises(ValueError, match="needs the column poise.domain_column='subject', got data_source, prompt"):
+    with pytest.raises(ValueError, match=r"needs the column poise.domain_column='subject', got data_source, prompt"):
         trainer_on(bus, None, policy_folder, *files, *named)._init_dataloader()
 
 

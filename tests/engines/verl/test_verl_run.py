@@ -1,7 +1,7 @@
 """A whole run of the command: Ray, verl's data bus, agent loop, reward loop, FSDP2 actor, weight sync and checkpoints.
 
-Two data parallel ranks, packed rows, dynamic batches. The sampler is a stand-in; everything else is verl's and poise's own.
-The same run is made twice, once as it is and once killed and resumed: both must arrive at the same baseline.
+Two data parallel ranks, packed rows, dynamic batches. The sampler is a stand-in; everything else is verl's and poise's
+own. The same run is made twice, once as it is and once killed and resumed: both must arrive at the same baseline.
 """
 
 import json
@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ENVIRONMENT, HERE
 from datasets import Dataset
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import poise
+from conftest import ENVIRONMENT, HERE
 
 STEPS, SAVED_AT = 5, 3
 
