@@ -39,9 +39,12 @@ def bytes_to_driver(rows: int, width: int, *, layers: int = 1) -> int:
 
 def random_step(rows: int, width: int, generator: torch.Generator) -> tuple[Features, torch.Tensor]:
     """Features and rewards; what they hold does not change what they cost."""
-    states = [torch.randn(rows, width, generator=generator) for _ in range(2)]
-    missing = torch.zeros(rows, 4, dtype=torch.bool)
-    features = Features(*states, torch.rand(rows, 3, generator=generator), missing)
+    features = Features(
+        prompt=torch.randn(rows, width, generator=generator),
+        completion=torch.randn(rows, width, generator=generator),
+        entropies=torch.rand(rows, 3, generator=generator),
+        missing=torch.zeros(rows, 4, dtype=torch.bool),
+    )
     return features, torch.bernoulli(torch.full((rows,), 0.4), generator=generator)
 
 
@@ -103,7 +106,7 @@ def sheet(
     told = (
         f"seconds = {seconds[0]:.3g} + {seconds[1]:.3g} rows + {seconds[2]:.3g} rows width "
         f"(largest error {seconds_error:.0%}); bytes = {memory[0]:.3g} + {memory[1]:.3g} rows + "
-        f"{memory[2]:.3g} rows width ({memory_error:.0%}). * continued beyond the {largest:,} rollouts that were measured."
+        f"{memory[2]:.3g} rows width ({memory_error:.0%}). * continued beyond the {largest:,} rollouts measured."
     )
     formulas = {"seconds": seconds.tolist(), "bytes": memory.tolist(), "errors": [seconds_error, memory_error]}
     return f"{markdown_table(header, lines)}\n\n{told}", formulas
@@ -118,7 +121,7 @@ def main() -> None:
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(measured(*given.one, steps=given.steps)))
+        print(json.dumps(measured(given.one[0], given.one[1], given.steps)))
         return
     if given.steps < 3 or len(given.rows) < 2 or len(given.widths) < 2:
         parser.error("the formula needs two numbers of rows, two widths and three steps, or more")
