@@ -1,6 +1,7 @@
 """From verl's rows to advantages: the recorded rollouts give what the library makes of them, in whatever order."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def put(bus, step, number):
     tu.assign_non_tensor(
         batch,
         uid=uids,
-        raw_prompt=[[{"role": "user", "content": prompt}] for prompt in step.prompts],
+        raw_prompt=step.prompts,
         data_source=step.domains,
     )
     keys = [f"{uid}_{row % 2}_0" for row, uid in enumerate(uids)]
@@ -195,6 +196,12 @@ def test_a_session_of_several_outputs_is_one_rollout(bus, worker, policy_folder)
     assert found["draw0-0_0_1"] == found[keys[0]] == pytest.approx(expected.advantages[0].item(), abs=1e-6)
 
 
+def test_messages_are_one_prompt_whatever_the_order_of_their_fields():
+    messages = [{"role": "user", "content": "1+1="}]
+    assert engine.prompt_id(messages) == engine.prompt_id([{"content": "1+1=", "role": "user"}])
+    assert engine.prompt_id(messages) != engine.prompt_id([*messages, *messages])
+
+
 def test_rows_of_a_rollout_are_found_in_any_order():
     keys = ["b_1_0", "a_0_1", "pad_0_0", "a_0_0", "b_0_0", "a_0_2", "with_underscores_3_0"]
     tags = [{}, {}, {"is_padding": True}, {"is_padding": False}, {}, {}, {}]
@@ -262,10 +269,14 @@ def test_a_data_set_that_does_not_name_domains_is_refused(bus, policy_folder, tm
         trainer_on(bus, None, policy_folder, *files, *named)._init_dataloader()
 
 
-def test_a_prompt_of_two_sources_is_two_prompts():
-    messages = [{"role": "user", "content": "1+1="}]
-    assert engine.prompt_id(messages, "math") == engine.prompt_id([dict(messages[0])], "math")
-    assert engine.prompt_id(messages, "math") != engine.prompt_id(messages, "code")
+def test_a_prompt_that_two_sources_share_counts_to_one_of_them(bus, worker, policy_folder):
+    step = replace(recorded_steps()[0], domains=[f"source {row // 2}" for row in range(16)])
+    assert step.prompts[0] == step.prompts[-1]  # drawn twice, and now from two sources
+    trainer = trainer_on(bus, worker, policy_folder, "poise.preset=rloo")
+    keys = put(bus, step, 0)
+    found, _, _ = advantages_of(trainer, bus, keys)
+    expected = poise.OnlineBaseline(poise.preset("rloo")).step(None, step.reward_tensor, prompts=step.prompts)
+    assert_close(torch.tensor([found[key] for key in keys]), expected.advantages.float(), atol=1e-6, rtol=0)
 
 
 def test_a_layer_that_the_model_does_not_have_is_refused(bus, policy_folder):

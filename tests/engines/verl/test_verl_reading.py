@@ -126,7 +126,7 @@ def test_only_poises_worker_gets_poises_engine(policy_folder, padded_worker, mon
 
 
 def test_a_worker_refuses_another_engine(policy_folder, monkeypatch):
-    monkeypatch.setattr("poise.engines.verl.worker.PoiseEngineMixin", type("Another", (), {}))
+    monkeypatch.setattr("poise.engines.verl.worker.PoiseFSDPEngine", type("Another", (), {}))
     with pytest.raises(RuntimeError, match="needs an engine with poise's plug-in, verl made a PoiseFSDPEngine"):
         training_worker(policy_folder)
 

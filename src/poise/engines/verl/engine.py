@@ -20,11 +20,11 @@ VENDOR = "poise"
 """verl keeps engines by device and vendor; poise takes the place of a vendor."""
 
 
-class PoiseEngineMixin:
-    """Adds `poise_*` keys, one row a rollout, to the output of passes that carry a `ReadingRequest`.
-
-    To be mixed into an engine that prepares inputs, calls its module and prepares outputs in `forward_step`.
-    """
+@EngineRegistry.register(
+    model_type="language_model", backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"], vendor=VENDOR
+)
+class PoiseFSDPEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
+    """verl's engine for FSDP 1 and 2; passes that carry a `ReadingRequest` also give `poise_*`, one row a rollout."""
 
     _reading: MicroBatchReading | None = None
 
@@ -32,13 +32,13 @@ class PoiseEngineMixin:
         """verl's step over one micro-batch; hooks are open for as long as it takes."""
         with ExitStack() as self._hooks:
             try:
-                return super().forward_step(micro_batch, loss_function, forward_only)  # type: ignore[misc]
+                return super().forward_step(micro_batch, loss_function, forward_only)
             finally:
                 self._reading = None
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> Any:
         """verl's inputs; where a reading is asked for, the hooks for just this layout are set."""
-        model_inputs, output_args = super().prepare_model_inputs(micro_batch)  # type: ignore[misc]
+        model_inputs, output_args = super().prepare_model_inputs(micro_batch)
         request = tu.get_non_tensor_data(micro_batch, READING, default=None)
         if request is not None:
             self._reading = MicroBatchReading(micro_batch, ReadingRequest(**request))
@@ -51,7 +51,7 @@ class PoiseEngineMixin:
         self, output: Any, output_args: Any, micro_batch: TensorDict, *rest: Any, **named: Any
     ) -> Any:
         """verl's outputs and what was read."""
-        model_output: dict[str, Tensor] = super().prepare_model_outputs(  # type: ignore[misc]
+        model_output: dict[str, Tensor] = super().prepare_model_outputs(
             output, output_args, micro_batch, *rest, **named
         )
         if self._reading is not None:
@@ -65,14 +65,3 @@ class PoiseEngineMixin:
         if self.ulysses_device_mesh is None:
             return SequenceShard()
         return SequenceShard(self.ulysses_device_mesh["sp"].get_local_rank(), self.ulysses_parallel_group)
-
-    module: Any
-    ulysses_device_mesh: Any
-    ulysses_parallel_group: Any
-
-
-@EngineRegistry.register(
-    model_type="language_model", backend=["fsdp", "fsdp2"], device=["cuda", "npu", "cpu"], vendor=VENDOR
-)
-class PoiseFSDPEngine(PoiseEngineMixin, FSDPEngineWithLMHead):  # type: ignore[misc]
-    """verl's engine for FSDP 1 and 2, with features."""

@@ -162,12 +162,12 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
             partition_id=batch.partition_id,
             select_fields=["raw_prompt", self.settings.domain_column],
         )
-        domain_of = dict(zip(row_of_uid, map(str, told[self.settings.domain_column]), strict=True))
-        prompt_of = {
-            uid: prompt_id(messages, domain_of[uid])
-            for uid, messages in zip(row_of_uid, told["raw_prompt"], strict=True)
-        }
-        return [prompt_of[uid] for uid in rows.uids], [domain_of[uid] for uid in rows.uids]
+        prompt_of = dict(zip(row_of_uid, map(prompt_id, told["raw_prompt"]), strict=True))
+        domain_of: dict[str, str] = {}
+        for prompt, domain in zip(prompt_of.values(), told[self.settings.domain_column], strict=True):
+            domain_of.setdefault(prompt, str(domain))  # sources may share a prompt; it counts to one of them
+        prompts = [prompt_of[uid] for uid in rows.uids]
+        return prompts, [domain_of[prompt] for prompt in prompts]
 
     def _advantages(
         self,
@@ -253,9 +253,9 @@ def without_reading(batch: KVBatchMeta) -> KVBatchMeta:
     return batch
 
 
-def prompt_id(messages: Any, domain: str) -> str:
-    """One string per distinct prompt; sources that share a prompt may grade it differently, so it is told apart."""
-    return json.dumps([domain, *messages], sort_keys=True, ensure_ascii=False)
+def prompt_id(prompt: str | list[dict[str, Any]]) -> str:
+    """One string per distinct prompt, text or messages: rollouts with equal strings are siblings."""
+    return prompt if isinstance(prompt, str) else json.dumps(list(prompt), sort_keys=True, ensure_ascii=False)
 
 
 def row_sums(nested: Tensor) -> Float[Tensor, " rows"]:

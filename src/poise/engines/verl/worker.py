@@ -9,7 +9,7 @@ from typing import Any
 
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-from poise.engines.verl.engine import VENDOR, PoiseEngineMixin
+from poise.engines.verl.engine import VENDOR, PoiseFSDPEngine
 
 CHOICE = "VERL_ENGINE_VENDOR"
 
@@ -31,7 +31,7 @@ class PoiseTrainingWorker(TrainingWorker):  # type: ignore[misc]
                 del os.environ[CHOICE]
             else:
                 os.environ[CHOICE] = before
-        if not isinstance(self.engine, PoiseEngineMixin):
+        if not isinstance(self.engine, PoiseFSDPEngine):
             raise RuntimeError(
                 f"the actor needs an engine with poise's plug-in, verl made a {type(self.engine).__name__} for "
                 f"strategy {self.engine_config.strategy!r}"
