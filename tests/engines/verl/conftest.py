@@ -12,6 +12,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_MODE": "disabled",
     "RAY_raylet_start_wait_time_s": "300",  # Ray gives a busy machine 30 seconds
+    "RAY_prestart_worker_first_driver": "0",
     "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
 }
 os.environ.update(ENVIRONMENT)

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 import pytest
 import verl
+from omegaconf import OmegaConf
 from packaging.version import Version
 from verl.trainer import main_ppo
 from verl.trainer.ppo.core_algos import get_adv_estimator_fn
@@ -193,7 +194,7 @@ def test_the_task_runner_looks_at_the_plugin_first(monkeypatch):
 
     monkeypatch.setattr(main, "require_plugin", missing)
     with pytest.raises(RuntimeError, match="not there"):
-        main.PoiseTaskRunner().run(None)
+        main.PoiseTaskRunner().run(OmegaConf.create())
 
 
 def test_untested_releases_are_met_with_a_sentence():

@@ -39,7 +39,7 @@ class PoiseSettings:
     @property
     def resolved_preset(self) -> poise.Preset:
         """The preset with its options; `ValueError` where the name or an option is unknown."""
-        return poise.preset(self.preset, **self.preset_options)
+        return poise.preset(self.preset, **(self.preset_options or {}))
 
     @property
     def needs_pass(self) -> bool:
@@ -59,7 +59,7 @@ def checked_settings(config: DictConfig) -> PoiseSettings:
     for name in given:
         if name not in known:
             raise ValueError(f"the poise block has the options {', '.join(known)}; got {name!r}")
-    settings = PoiseSettings(**{name: value for name, value in given.items() if value is not None or name in _OPTIONAL})
+    settings = PoiseSettings(**given)
     _check_reading(settings)
     _check_host(config)
     preset, rollouts = settings.resolved_preset, config.actor_rollout_ref.rollout.n
@@ -71,15 +71,15 @@ def checked_settings(config: DictConfig) -> PoiseSettings:
     return settings
 
 
-_OPTIONAL = ("layers", "end_of_thinking")
-
-
 def _check_reading(settings: PoiseSettings) -> None:
     settings.resolved_preset  # noqa: B018  names an unknown preset or option
-    if settings.pool_tokens < 1:
-        raise ValueError(f"hidden states are pooled over 1 token or more, got poise.pool_tokens={settings.pool_tokens}")
-    if settings.layers is not None and (not settings.layers or min(settings.layers) < 0):
-        raise ValueError(f"poise.layers names decoder layers, counted from 0; got {settings.layers}")
+    tokens, layers = settings.pool_tokens, settings.layers
+    if not isinstance(tokens, int) or tokens < 1:
+        raise ValueError(f"hidden states are pooled over 1 token or more, got poise.pool_tokens={tokens}")
+    if layers is None:
+        return
+    if not isinstance(layers, list) or not layers or not all(isinstance(each, int) and each >= 0 for each in layers):
+        raise ValueError(f"poise.layers is a list of decoder layers, counted from 0; got {layers}")
 
 
 def _check_host(config: DictConfig) -> None:
