@@ -66,3 +66,4 @@ bench: .venv/installed  ## all benchmarks, an hour on two quiet cores; results g
 	$(TEST_ENV) $(BIN)/python benchmarks/fit.py
 	$(TEST_ENV) $(BIN)/python benchmarks/gradient_variance.py
 	$(TEST_ENV) $(BIN)/python benchmarks/overhead.py
+	$(TEST_ENV) $(BIN)/python benchmarks/driver_cost.py

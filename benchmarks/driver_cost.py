@@ -13,11 +13,11 @@ and the sheet continues that to 10^6 rollouts. Continued numbers are marked; the
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from itertools import pairwise, product
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -53,16 +53,24 @@ def measured(rows: int, width: int, steps: int) -> dict[str, float]:
     generator = torch.Generator().manual_seed(0)
     baseline = poise.OnlineBaseline(poise.preset("poise"))
     domains = [("math", "code", "other")[row // 2 % 3] for row in range(rows)]
-    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
-    for number in range(steps):
+
+    def seconds_of(number: int) -> float:
         features, rewards = random_step(rows, width, generator)
         weights = torch.rand(rows, generator=generator)
         prompts = [f"{number}-{row // 2}" for row in range(rows)]
         start = time.perf_counter()
         baseline.step(features, rewards, prompts=prompts, domains=domains, weights=weights)
-        seconds.append(time.perf_counter() - start)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"seconds": float(np.median(seconds[2:])), "bytes": grown * 1024.0}
+        return time.perf_counter() - start
+
+    before = resident_peak()
+    seconds = [seconds_of(number) for number in range(steps)]
+    return {"seconds": float(np.median(seconds[2:])), "bytes": resident_peak() - before}
+
+
+def resident_peak() -> float:
+    """Peak resident bytes since this program began; `getrusage` would hand on those of the program that started it."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return float(status["VmHWM"].split()[0]) * 1024
 
 
 def in_a_process(rows: int, width: int, steps: int) -> dict[str, float]:
