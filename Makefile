@@ -39,6 +39,18 @@ check: .venv/installed  ## format check, lint, types and import rules: the fast 
 test: check  ## everything that CI runs: checks and tests
 	$(TEST_ENV) $(BIN)/python -m pytest -m 'not slow and not gpu' --durations=10
 
+# verl caps transformers below what the rest is tested with, so it has an environment of its own. torch comes first, alone:
+# left to choose, pip would take a build with several gigabytes of CUDA libraries.
+.venv-verl/installed: pyproject.toml constraints-verl.txt
+	test -x .venv-verl/bin/python || $(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-verl.txt torch
+	.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-verl.txt -e '.[verl]' pytest beartype
+	@touch $@
+
+.PHONY: test-verl
+test-verl: .venv-verl/installed  ## the tests of the verl engine, in an environment of its own (.venv-verl)
+	$(TEST_ENV) .venv-verl/bin/python -m pytest -c tests/engines/verl/pytest.ini --durations=5 tests/engines/verl
+
 .PHONY: test-slow
 test-slow: .venv/installed  ## the tests that take minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow
@@ -60,3 +72,4 @@ bench: .venv/installed  ## all benchmarks, an hour on two quiet cores; results g
 	$(TEST_ENV) $(BIN)/python benchmarks/overhead.py
 	$(TEST_ENV) $(BIN)/python benchmarks/full_size.py
 	$(TEST_ENV) $(BIN)/python benchmarks/reward_workers.py
+	$(TEST_ENV) $(BIN)/python benchmarks/driver_cost.py

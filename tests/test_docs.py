@@ -92,9 +92,9 @@ def test_own_loop_learns():
 def test_every_metric_has_its_line_and_every_line_its_metric():
     baseline = poise.OnlineBaseline(poise.preset("poise"))
     logged = set(drawn_rollouts([2] * 4, seed=0).given_to(baseline).metrics)
-    engine = {"poise/extra_forward", "poise/masked_share", "poise/skipped_share"}
-    trainer = (ROOT / "src/poise/engines/trl/trainer.py").read_text()
-    assert all(key.split("/")[1] in trainer for key in engine)
+    engine = {"poise/extra_forward", "poise/masked_share", "poise/skipped_share", "poise/alone_share"}
+    trainers = "".join((ROOT / f"src/poise/engines/{host}/trainer.py").read_text() for host in ("trl", "verl"))
+    assert all(key in trainers for key in engine)
     documented = set(re.findall(r"^\| `(poise/\w+)`", (ROOT / "docs/metrics.md").read_text(), flags=re.MULTILINE))
     assert documented == logged | engine
 

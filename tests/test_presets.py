@@ -68,6 +68,7 @@ def test_what_each_preset_needs():
     published = {"paper", "released-qwen3-4b", "released-olmo3-7b", "same-rollout"}
     assert features == {"poise", "poise-value", "prompt-only"} | published
     assert siblings == {"rloo"} | published
+    assert {name for name, preset in PRESETS.items() if not preset.reads_siblings} == {"prompt-only", "none"}
 
 
 def test_sibling_evidence_alone_needs_siblings_and_anything_else_does_not():

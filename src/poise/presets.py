@@ -70,6 +70,11 @@ class LeaveOnePromptOutRecipe:
         """Whether nothing but siblings is known, so that a lone rollout has no baseline."""
         return bool(self.evidence) and SIBLING_BLOCKS.issuperset(self.evidence)
 
+    @property
+    def reads_siblings(self) -> bool:
+        """Whether siblings are part of the evidence."""
+        return not SIBLING_BLOCKS.isdisjoint(self.evidence)
+
 
 @dataclass(frozen=True)
 class EarlierStepsRecipe:
@@ -134,6 +139,7 @@ class EarlierStepsRecipe:
 
     needs_features = True
     needs_siblings = True
+    reads_siblings = True
     weighted = False
 
 
@@ -159,6 +165,11 @@ class RewardsRecipe:
     def needs_siblings(self) -> bool:
         """Whether a lone rollout has no baseline."""
         return self.kind == "rloo"
+
+    @property
+    def reads_siblings(self) -> bool:
+        """Whether siblings' rewards are part of the baseline."""
+        return self.kind != "none"
 
 
 @dataclass(frozen=True)
@@ -199,6 +210,11 @@ class Preset:
         if isinstance(recipe, LeaveOnePromptOutRecipe):
             return recipe.scalars if "sibling_entropies" in recipe.evidence else ()
         return recipe.scalars if isinstance(recipe, EarlierStepsRecipe) else ()
+
+    @property
+    def reads_siblings(self) -> bool:
+        """Whether a prompt with a single rollout has less evidence than the preset makes use of."""
+        return self.recipe.reads_siblings
 
     @property
     def weighted(self) -> bool:

@@ -11,6 +11,8 @@ from recording import RecordedTrainer, addition_prompts, share_of_digits
 
 from poise.engines.trl import PoiseConfig
 
+collect_ignore = ["verl"]  # run by `make test-verl`, in the environment that verl needs
+
 
 @pytest.fixture(scope="session")
 def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> str:

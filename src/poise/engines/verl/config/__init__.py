@@ -1,0 +1,1 @@
+"""What `poise-verl` runs with: hydra finds `poise_ppo.yaml` in this package."""

@@ -1,0 +1,138 @@
+"""What a run on verl is asked for: the `poise:` block of its configuration, and what verl can do that poise cannot.
+
+The rule: whatever can be told from the configuration alone is refused here, in one sentence, before Ray is started.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import poise
+from poise.features import MEAN_ENTROPIES
+
+LOSS_NORMALIZATION = {
+    "token-mean": "token",
+    "token-sum": "constant",
+    "seq-mean-token-sum": "constant",
+    "seq-mean-token-sum-norm": "constant",
+    "seq-mean-token-mean": "sequence",
+}
+"""What a rollout's gradient is divided by under each `loss_agg_mode` of verl."""
+
+STRATEGIES = ("fsdp", "fsdp2")
+TRAINER_MODES = ("sync", "colocate_async")
+
+
+@dataclass(frozen=True)
+class PoiseSettings:
+    """The `poise:` block; names and presets are the library's."""
+
+    preset: str = "poise"
+    preset_options: dict[str, Any] = field(default_factory=dict)
+    layers: list[int] | None = None
+    """Decoder layers whose hidden states are read, from 0. Default: one, at 0.6 of the depth."""
+    pool_tokens: int = 10
+    end_of_thinking: str | None = "</think>"
+    domain_column: str = "data_source"
+    """Column of the data set that names a prompt's domain."""
+
+    @property
+    def resolved_preset(self) -> poise.Preset:
+        """The preset with its options; `ValueError` where the name or an option is unknown."""
+        return poise.preset(self.preset, **(self.preset_options or {}))
+
+    @property
+    def needs_pass(self) -> bool:
+        """Whether the preset reads anything from the forward pass over the rollouts."""
+        preset = self.resolved_preset
+        return preset.needs_features or preset.weighted
+
+
+def checked_settings(config: DictConfig) -> PoiseSettings:
+    """The settings of a run whose whole configuration poise can serve.
+
+    Raises:
+        ValueError: With one sentence, where it cannot.
+    """
+    given = OmegaConf.to_container(config.get("poise") or OmegaConf.create({}), resolve=True)
+    known = [each.name for each in fields(PoiseSettings)]
+    for name in given:
+        if name not in known:
+            raise ValueError(f"the poise block has the options {', '.join(known)}; got {name!r}")
+    settings = PoiseSettings(**given)
+    _check_reading(settings)
+    _check_host(config)
+    preset, rollouts = settings.resolved_preset, config.actor_rollout_ref.rollout.n
+    if rollouts < 2 and preset.reads_siblings:
+        raise ValueError(
+            f"preset {settings.preset!r} reads a baseline from siblings: actor_rollout_ref.rollout.n must be at least "
+            f"2, got {rollouts} (preset 'prompt-only' needs no siblings)"
+        )
+    return settings
+
+
+def _check_reading(settings: PoiseSettings) -> None:
+    preset = settings.resolved_preset  # names an unknown preset or option
+    if preset.control:
+        raise ValueError(f"preset {settings.preset!r} is a biased control for comparisons: nothing is trained with it")
+    for name in preset.scalars:
+        if name not in MEAN_ENTROPIES:
+            raise ValueError(f"verl's workers read the scalars {', '.join(MEAN_ENTROPIES)}; got {name!r}")
+    tokens, layers = settings.pool_tokens, settings.layers
+    if not isinstance(tokens, int) or tokens < 1:
+        raise ValueError(f"hidden states are pooled over 1 token or more, got poise.pool_tokens={tokens}")
+    if layers is None:
+        return
+    if not isinstance(layers, list) or not layers or not all(isinstance(each, int) and each >= 0 for each in layers):
+        raise ValueError(f"poise.layers is a list of decoder layers, counted from 0; got {layers}")
+
+
+def _check_host(config: DictConfig) -> None:
+    actor, trainer = config.actor_rollout_ref.actor, config.trainer
+    correction = config.algorithm.get("rollout_correction") or {}
+    if config.algorithm.adv_estimator != "poise":
+        raise ValueError(
+            f"poise-verl makes the advantages: algorithm.adv_estimator must be 'poise', got "
+            f"{config.algorithm.adv_estimator!r}"
+        )
+    if not trainer.use_v1:
+        raise ValueError("poise extends verl's V1 trainer: trainer.use_v1 must be true, got false")
+    if trainer.v1.trainer_mode not in TRAINER_MODES:
+        raise ValueError(
+            f"poise runs in the trainer modes {', '.join(TRAINER_MODES)}; got trainer.v1.trainer_mode="
+            f"{trainer.v1.trainer_mode!r}"
+        )
+    if actor.strategy not in STRATEGIES:
+        raise ValueError(
+            f"hidden states are read in verl's engines {', '.join(STRATEGIES)}; got actor_rollout_ref.actor.strategy="
+            f"{actor.strategy!r}, an engine without poise's plug-in"
+        )
+    if correction.get("bypass_mode"):
+        raise ValueError(
+            "features come from the pass over old log-probs: algorithm.rollout_correction.bypass_mode=True skips that "
+            "pass and must be False"
+        )
+    if config.critic.enable:
+        raise ValueError("the baseline takes the place of a critic: critic.enable must not be true")
+    if actor.loss_agg_mode not in LOSS_NORMALIZATION:
+        raise ValueError(f"poise knows the loss_agg_mode {', '.join(LOSS_NORMALIZATION)}; got {actor.loss_agg_mode!r}")
+
+
+def loss_normalization(config: DictConfig) -> str:
+    """What the loss divides a rollout's gradient by: "constant", "token" or "sequence"."""
+    return LOSS_NORMALIZATION[config.actor_rollout_ref.actor.loss_agg_mode]
+
+
+def sources_of_bias(config: DictConfig, settings: PoiseSettings) -> list[str]:
+    """Why the policy gradient is not exactly unbiased even in the first minibatch; empty where it is."""
+    mode, sources = config.actor_rollout_ref.actor.loss_agg_mode, []
+    if not settings.resolved_preset.exact:
+        sources.append(f"the baseline {settings.preset!r} depends on the rollout that it is subtracted from")
+    if loss_normalization(config) == "token":
+        sources.append(f"loss_agg_mode {mode!r} divides by a number of sampled tokens, a bias of order 1 / rollouts")
+    if loss_normalization(config) == "sequence":
+        sources.append(f"loss_agg_mode {mode!r} divides every rollout by its own length, a bias with any baseline")
+    if config.algorithm.filter_groups.enable:
+        sources.append("algorithm.filter_groups chooses prompts by the rewards of the rollouts that are trained on")
+    return sources

@@ -1,0 +1,44 @@
+"""verl's actor worker, with poise's engine in it.
+
+The rule: verl chooses an engine by an environment variable of the process. It is set only while the actor's engine is
+made, so that a reference policy in the same process keeps verl's own.
+"""
+
+import os
+from typing import Any
+
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+from poise.engines.verl.engine import VENDOR, PoiseFSDPEngine
+
+CHOICE = "VERL_ENGINE_VENDOR"
+
+
+class PoiseTrainingWorker(TrainingWorker):  # type: ignore[misc]
+    """A training worker whose engine reads features.
+
+    Raises:
+        RuntimeError: If verl gave it another engine.
+    """
+
+    def __init__(self, config: Any) -> None:
+        before = os.environ.get(CHOICE)
+        os.environ[CHOICE] = VENDOR
+        try:
+            super().__init__(config)
+        finally:
+            if before is None:
+                del os.environ[CHOICE]
+            else:
+                os.environ[CHOICE] = before
+        if not isinstance(self.engine, PoiseFSDPEngine):
+            raise RuntimeError(
+                f"the actor needs an engine with poise's plug-in, verl made a {type(self.engine).__name__} for "
+                f"strategy {self.engine_config.strategy!r}"
+            )
+
+
+class PoiseActorRolloutRefWorker(ActorRolloutRefWorker):  # type: ignore[misc]
+    """verl's hybrid worker, whose actor reads features."""
+
+    actor_worker_cls = PoiseTrainingWorker
