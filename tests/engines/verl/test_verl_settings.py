@@ -19,6 +19,8 @@ RUNS = [name for name in RECIPES if name not in ("math_evaluation", "dapo_math_p
 
 REFUSALS = {
     "poise.preset=poize": "presets are poise, .*; got 'poize'",
+    "poise.preset=same-rollout": "preset 'same-rollout' is a biased control",
+    "+poise.preset_options.scalars=[answer_share]": "workers read the scalars .*; got 'answer_share'",
     "+poise.preset_options.window=8": "has the fields .*; got 'window'",
     "+poise.layer=3": "the poise block has the options .*; got 'layer'",
     "poise.pool_tokens=0": "pooled over 1 token or more, got poise.pool_tokens=0",
