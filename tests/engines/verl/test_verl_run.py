@@ -21,6 +21,8 @@ from torch.testing import assert_close
 from conftest import ENVIRONMENT, HERE
 
 STEPS, SAVED_AT = 5, 3
+MOST_SECONDS = 300
+"""For one run of the command: Ray waits for ever for a daemon of its own that has died."""
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +100,24 @@ class Run:
             )
 
     def finished(self):
-        code = self.process.wait()
+        try:
+            code = self.process.wait(timeout=MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = None
         assert code == 0, self.log.read_text()[-4000:]
         return self
 
     def killed_after(self, text):
-        while text not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()[-4000:]
+        latest = time.monotonic() + MOST_SECONDS
+        while text not in self.log.read_text() and self.process.poll() is None and time.monotonic() < latest:
             time.sleep(0.5)
+        ended = self.process.poll()
+        self.kill()
+        assert ended is None, self.log.read_text()[-4000:]
+        assert text in self.log.read_text(), self.log.read_text()[-4000:]
+
+    def kill(self):
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
