@@ -26,9 +26,12 @@ from scipy.optimize import nnls
 
 import poise
 from poise.features import Features
+from poise.presets import LeaveOnePromptOutRecipe
 
 SHEET_ROWS = (10**3, 10**4, 10**5, 10**6)
-PROJECTED = poise.preset("poise").recipe.projection_size  # type: ignore[union-attr]
+_recipe = poise.preset("poise").recipe
+assert isinstance(_recipe, LeaveOnePromptOutRecipe)
+WINDOW_ROWS, PROJECTED = _recipe.window_rows, _recipe.projection_size
 MIB, GIB = 2**20, 2**30
 
 
@@ -49,7 +52,7 @@ def random_step(rows: int, width: int, generator: torch.Generator) -> tuple[Feat
 
 
 def measured(rows: int, width: int, steps: int) -> dict[str, float]:
-    """Median seconds of the steps after the first two, and how far the process grew above what it was before."""
+    """Median seconds of steps after the window is full, and how far the process grew above what it was before."""
     generator = torch.Generator().manual_seed(0)
     baseline = poise.OnlineBaseline(poise.preset("poise"))
     domains = [("math", "code", "other")[row // 2 % 3] for row in range(rows)]
@@ -63,8 +66,9 @@ def measured(rows: int, width: int, steps: int) -> dict[str, float]:
         return time.perf_counter() - start
 
     before = resident_peak()
-    seconds = [seconds_of(number) for number in range(steps)]
-    return {"seconds": float(np.median(seconds[2:])), "bytes": resident_peak() - before}
+    filling = -(-WINDOW_ROWS // rows)
+    seconds = [seconds_of(number) for number in range(filling + steps)]
+    return {"seconds": float(np.median(seconds[filling:])), "bytes": resident_peak() - before}
 
 
 def resident_peak() -> float:
@@ -110,7 +114,14 @@ def sheet(
                 f"{memory @ terms / GIB:,.2f}{mark}",
             ]
         )
-    header = ["width", "rollouts a step", "MiB to the driver", f"MiB if projected to {PROJECTED}", "seconds", "GiB"]
+    header = [
+        "width",
+        "rollouts a step",
+        "MiB to the driver",
+        f"MiB if projected to {PROJECTED}",
+        "seconds",
+        "GiB",
+    ]
     told = (
         f"seconds = {seconds[0]:.3g} + {seconds[1]:.3g} rows + {seconds[2]:.3g} rows width "
         f"(largest error {seconds_error:.0%}); bytes = {memory[0]:.3g} + {memory[1]:.3g} rows + "
@@ -125,14 +136,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 3000, 10_000])
     parser.add_argument("--widths", type=int, nargs="+", default=[1024, 2560, 4096])
-    parser.add_argument("--steps", type=int, default=7, help="steps of each size; the first two are not counted")
+    parser.add_argument("--steps", type=int, default=5, help="steps of each size, after those that fill the window")
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         print(json.dumps(measured(given.one[0], given.one[1], given.steps)))
         return
-    if given.steps < 3 or len(given.rows) < 2 or len(given.widths) < 2:
-        parser.error("the formula needs two numbers of rows, two widths and three steps, or more")
+    if given.steps < 1 or len(given.rows) < 2 or len(given.widths) < 2:
+        parser.error("the formula needs two numbers of rows, two widths and a step, or more")
     if any(rows % 2 or rows < 2 for rows in given.rows) or any(a == b for a, b in pairwise(sorted(given.rows))):
         parser.error("rows need to be different even numbers")
     points = list(product(given.rows, given.widths))

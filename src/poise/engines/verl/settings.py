@@ -60,8 +60,9 @@ def checked_settings(config: DictConfig) -> PoiseSettings:
     for name in given:
         if name not in known:
             raise ValueError(f"the poise block has the options {', '.join(known)}; got {name!r}")
+    _check_reading(given.get("pool_tokens", 1), given.get("layers"))
     settings = PoiseSettings(**given)
-    _check_reading(settings)
+    _check_preset(settings)
     _check_host(config)
     preset, rollouts = settings.resolved_preset, config.actor_rollout_ref.rollout.n
     if rollouts < 2 and preset.reads_siblings:
@@ -72,16 +73,18 @@ def checked_settings(config: DictConfig) -> PoiseSettings:
     return settings
 
 
-def _check_reading(settings: PoiseSettings) -> None:
+def _check_preset(settings: PoiseSettings) -> None:
     preset = settings.resolved_preset  # names an unknown preset or option
     if preset.control:
         raise ValueError(f"preset {settings.preset!r} is a biased control for comparisons: nothing is trained with it")
     for name in preset.scalars:
         if name not in MEAN_ENTROPIES:
             raise ValueError(f"verl's workers read the scalars {', '.join(MEAN_ENTROPIES)}; got {name!r}")
-    tokens, layers = settings.pool_tokens, settings.layers
-    if not isinstance(tokens, int) or tokens < 1:
-        raise ValueError(f"hidden states are pooled over 1 token or more, got poise.pool_tokens={tokens}")
+
+
+def _check_reading(pool_tokens: Any, layers: Any) -> None:
+    if not isinstance(pool_tokens, int) or pool_tokens < 1:
+        raise ValueError(f"hidden states are pooled over 1 token or more, got poise.pool_tokens={pool_tokens}")
     if layers is None:
         return
     if not isinstance(layers, list) or not layers or not all(isinstance(each, int) and each >= 0 for each in layers):
