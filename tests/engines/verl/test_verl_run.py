@@ -22,7 +22,9 @@ from conftest import ENVIRONMENT, HERE
 
 STEPS, SAVED_AT = 5, 3
 MOST_SECONDS = 300
-"""For one run of the command: Ray waits for ever for a daemon of its own that has died."""
+"""For one run of the command."""
+SECONDS_TO_START = 90
+"""For Ray, which waits for ever where its own daemon has given up: that one allows its agent 15 seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +96,20 @@ class Run:
             f"trainer.default_local_dir={self.folder}",
             f"hydra.run.dir={folder}",
         ]
-        with log.open("w") as output:
-            self.process = subprocess.Popen(
-                command, env=os.environ | ENVIRONMENT, cwd=folder, stdout=output, stderr=output, start_new_session=True
-            )
+        for _ in range(2):  # on a busy machine Ray may not come up
+            with log.open("w") as output:
+                self.process = subprocess.Popen(
+                    command,
+                    env=os.environ | ENVIRONMENT,
+                    cwd=folder,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+            self.wait_for("Started a local Ray instance", seconds=SECONDS_TO_START)
+            if "Started a local Ray instance" in log.read_text() or self.process.poll() is not None:
+                break
+            self.kill()
 
     def finished(self):
         try:
@@ -109,13 +121,17 @@ class Run:
         return self
 
     def killed_after(self, text):
-        latest = time.monotonic() + MOST_SECONDS
-        while text not in self.log.read_text() and self.process.poll() is None and time.monotonic() < latest:
-            time.sleep(0.5)
+        self.wait_for(text, seconds=MOST_SECONDS)
         ended = self.process.poll()
         self.kill()
         assert ended is None, self.log.read_text()[-4000:]
         assert text in self.log.read_text(), self.log.read_text()[-4000:]
+
+    def wait_for(self, text, *, seconds):
+        """Until the text is logged, the process has ended or the time is up."""
+        latest = time.monotonic() + seconds
+        while text not in self.log.read_text() and self.process.poll() is None and time.monotonic() < latest:
+            time.sleep(0.5)
 
     def kill(self):
         os.killpg(self.process.pid, signal.SIGKILL)
