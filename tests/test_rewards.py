@@ -26,8 +26,10 @@ from poise.rewards import VERIFIERS, Grader, TaskReward, Verifier, final_answer,
 from poise.rewards.functions import RewardError, check_reward_function, guarded, reward_function, rewards_of
 from poise.rewards.graded_task import GradedTask
 from poise.rewards.ungradable import UngradableFile
+from poise.settings import run_settings
 from poise.tasks.problem import Problem
 from poise.tasks.task import task_named
+from poise.training import tokenizer_and_task
 
 NAN = math.nan
 
@@ -551,15 +553,17 @@ def test_a_chat_template_is_used_where_there_is_one():
     assert task.grader.opening == ""
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # the host, about its own options
 def test_without_chat_prompts_are_plain_text(tmp_path: Path):
     tokenizer = named_tokenizer("embedded")
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_bytes((embedded_model_path() / "config.json").read_bytes())
-    asked = {
-        chat: GradedTask("embedded", tokenizer=named_tokenizer(str(tmp_path), chat=chat)).training_data(1, seed=0)[0]
-        for chat in (True, False)
-    }
+    asked = {}
+    for chat in (True, False):
+        settings = run_settings({"model": str(tmp_path), "chat": chat})
+        _, task = tokenizer_and_task(settings, settings.poise_config(tmp_path / "run"))
+        asked[chat] = task.training_data(1, seed=0)[0]
     assert asked[True]["prompt"] == [{"role": "user", "content": asked[False]["prompt"]}]
 
 

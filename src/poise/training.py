@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOConfig, GRPOTrainer
 
 from poise.doctor.watch import RunWatch
 from poise.engines.trl import PoiseConfig, PoiseTrainer
@@ -89,18 +91,7 @@ class TrainingRun:
         self._created = time.monotonic()
         config = settings.poise_config(directory.checkpoints)
         directory.take(settings.resolved(config))
-        tokenizer = named_tokenizer(settings.model, chat=settings.chat)
-        self.graded_task = GradedTask(
-            settings.task_spec,
-            tokenizer=tokenizer,
-            rewards=settings.reward or (),
-            weights=config.reward_weights,
-            seconds_a_rollout=settings.seconds_a_rollout,
-            mebibytes_a_rollout=settings.mebibytes_a_rollout,
-            on_verifier_timeout=settings.on_verifier_timeout,
-            chat_options=config.chat_template_kwargs,
-            ungradable=directory.ungradable,
-        )
+        tokenizer, self.graded_task = tokenizer_and_task(settings, config, ungradable=directory.ungradable)
         self.graded_task.check_gold_answers()
         self.trainer = policy_trainer(settings, config, tokenizer, self.graded_task)
         self.checkpoint = newest_whole_checkpoint(directory.checkpoints)
@@ -181,6 +172,63 @@ def torch_threads(num: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(earlier)
+
+
+def tokenizer_and_task(
+    settings: RunSettings, config: GRPOConfig, *, ungradable: Path | None = None
+) -> tuple[Any, GradedTask]:
+    """What a run asks by and what it asks and grades, as its settings have it; the task is to be closed.
+
+    Args:
+        settings: Of the run.
+        config: Of its trainer.
+        ungradable: File for what cannot be graded in training; None for none.
+    """
+    tokenizer = named_tokenizer(settings.model, chat=settings.chat)
+    task = GradedTask(
+        settings.task_spec,
+        tokenizer=tokenizer,
+        rewards=settings.reward or (),
+        weights=config.reward_weights,
+        seconds_a_rollout=settings.seconds_a_rollout,
+        mebibytes_a_rollout=settings.mebibytes_a_rollout,
+        on_verifier_timeout=settings.on_verifier_timeout,
+        chat_options=config.chat_template_kwargs,
+        ungradable=ungradable,
+    )
+    return tokenizer, task
+
+
+def policy_accuracy(
+    trainer: GRPOTrainer, graded_task: GradedTask, problems: list[Problem], *, batch_size: int = 256
+) -> HeldOutAccuracy:
+    """How often a trainer's policy is right, sampled as in training: one completion a problem, always the same draw.
+
+    Args:
+        trainer: Whose policy.
+        graded_task: Asks and grades.
+        problems: What to solve.
+        batch_size: Prompts that are completed side by side.
+    """
+    args = trainer.args
+    sampling = Sampling(
+        max_completion_length=args.max_completion_length,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+    )
+    completions = sampled_completions(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        graded_task.texts(problems),
+        sampling=sampling,
+        seed=HELD_OUT_SEED,
+        batch_size=batch_size,
+    )
+    rewards = graded_task.held_out_rewards(completions, problems)
+    return accuracy_of_rewards(rewards, domains=[problem.domain for problem in problems])
 
 
 def policy_trainer(settings: RunSettings, config: PoiseConfig, tokenizer: Any, graded_task: GradedTask) -> PoiseTrainer:
@@ -363,27 +411,10 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             progress.in_charge = step.in_charge
 
     def _measure(self, held_out: list[Problem], activity: str) -> HeldOutAccuracy:
-        progress, args = self.progress, self.trainer.args
+        progress = self.progress
         progress.activity = activity
         self.watch(progress)
-        sampling = Sampling(
-            max_completion_length=args.max_completion_length,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
-            min_p=args.min_p,
-            repetition_penalty=args.repetition_penalty,
-        )
-        completions = sampled_completions(
-            self.trainer.accelerator.unwrap_model(self.trainer.model),
-            self.trainer.processing_class,
-            self.graded_task.texts(held_out),
-            sampling=sampling,
-            seed=HELD_OUT_SEED,
-        )
-        progress.held_out = accuracy_of_rewards(
-            self.graded_task.held_out_rewards(completions, held_out), domains=[problem.domain for problem in held_out]
-        )
+        progress.held_out = policy_accuracy(self.trainer, self.graded_task, held_out)
         self._measured = {
             "held_out/accuracy": progress.held_out.accuracy,
             "held_out/prompts": progress.held_out.num_prompts,

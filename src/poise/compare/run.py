@@ -27,11 +27,10 @@ from poise.compare.arms import arm_named
 from poise.compare.gradient_noise import gradient_noise
 from poise.compare.plan import Conditions, Run
 from poise.compare.trainers import CriticTrainer, Tallied, arm_trainer
-from poise.evaluate import Sampling, accuracy_of_rewards, sampled_completions
-from poise.models.named import named_model, named_tokenizer
-from poise.rewards.graded_task import HELD_OUT_SEED, GradedTask
+from poise.models.named import named_model
+from poise.rewards.graded_task import GradedTask
 from poise.run_directory import RunDirectory
-from poise.training import torch_threads, versions
+from poise.training import policy_accuracy, tokenizer_and_task, torch_threads, versions
 
 GRADIENT_PROMPTS_SEED = 2
 """Of the training problems that gradients are taken of, whatever the seed of the run."""
@@ -140,27 +139,9 @@ class Measurements(TrainerCallback):  # type: ignore[misc]
         self._due = (tally.rollouts // distance + 1) * distance
 
     def _accuracy(self) -> dict[str, Any]:
-        args = self.trainer.args
-        sampling = Sampling(
-            max_completion_length=args.max_completion_length,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=args.top_k,
-            min_p=args.min_p,
-            repetition_penalty=args.repetition_penalty,
-        )
-        completions = sampled_completions(
-            self.trainer.accelerator.unwrap_model(self.trainer.model),
-            self.trainer.processing_class,
-            self.graded_task.texts(self._held_out),
-            sampling=sampling,
-            seed=HELD_OUT_SEED,
-            batch_size=self.conditions.batch_rollouts,  # no more memory than training takes
-        )
-        found = accuracy_of_rewards(
-            self.graded_task.held_out_rewards(completions, self._held_out),
-            domains=[problem.domain for problem in self._held_out],
-        )
+        # No more memory than training takes.
+        batch_size = self.conditions.batch_rollouts
+        found = policy_accuracy(self.trainer, self.graded_task, self._held_out, batch_size=batch_size)
         return {
             "accuracy": found.accuracy,
             "accuracy_by_domain": found.by_domain,
@@ -194,15 +175,7 @@ def completed_run(
     directory = RunDirectory.create(folder)
     settings = conditions.run_settings(seed=run.seed)
     config = run.config(conditions, str(directory.checkpoints))
-    tokenizer = named_tokenizer(settings.model)
-    graded_task = GradedTask(
-        settings.task_spec,
-        tokenizer=tokenizer,
-        rewards=settings.reward or (),
-        weights=config.reward_weights,
-        seconds_a_rollout=settings.seconds_a_rollout,
-        chat_options=config.chat_template_kwargs,
-    )
+    tokenizer, graded_task = tokenizer_and_task(settings, config)
     with torch_threads(settings.torch_threads), closing(graded_task):
         trainer = run_trainer(conditions, run, config, tokenizer, graded_task, model=settings.model)
         measured = Measurements(trainer, graded_task, conditions, directory, watch)

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from poise.doctor import checks
 from poise.doctor.checks import Finding
-from poise.models.named import named_tokenizer
 from poise.rewards.graded_task import GradedTask
 from poise.rewards.verifiers import FULL_MARKS
 from poise.settings import RunSettings
-from poise.training import policy_trainer
+from poise.training import policy_trainer, tokenizer_and_task
 
 GARBAGE = ("", "I do not know.", "0 1 2 3 4 5 6 7 8 9", "</think>", "<answer></answer>", "\\boxed{}")
 SAMPLED_PROMPTS, SAMPLED_TOKENS = 8, 64
@@ -43,17 +42,7 @@ def findings(settings: RunSettings, output: Path) -> Iterator[Finding]:
         ValueError: If the run could not begin at all.
     """
     config = settings.poise_config(output)
-    tokenizer = named_tokenizer(settings.model)
-    graded_task = GradedTask(
-        settings.task_spec,
-        tokenizer=tokenizer,
-        rewards=settings.reward or (),
-        weights=config.reward_weights,
-        seconds_a_rollout=settings.seconds_a_rollout,
-        mebibytes_a_rollout=settings.mebibytes_a_rollout,
-        on_verifier_timeout=settings.on_verifier_timeout,
-        chat_options=config.chat_template_kwargs,
-    )
+    tokenizer, graded_task = tokenizer_and_task(settings, config)
     with closing(graded_task):
         yield _versions()
         yield from _reward_findings(graded_task)
