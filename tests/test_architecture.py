@@ -12,7 +12,7 @@ import poise
 
 ROOT = Path(poise.__file__).parent
 LAYERS = [
-    {"checksums"},
+    {"checksums", "whole_files"},
     {"baselines", "diagnostics", "gradient_variance", "history", "projection", "probe"}
     | {"features", "scalars", "hidden_states", "value_probes"},
     {"evidence"},

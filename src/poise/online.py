@@ -5,7 +5,6 @@ added to what the next step will find. Another order is impossible to call.
 """
 
 import json
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -26,6 +25,7 @@ from poise.features import Features
 from poise.learned import LearnedBaseline
 from poise.presets import EarlierStepsRecipe, LeaveOnePromptOutRecipe, Preset, RewardsRecipe
 from poise.published import PublishedBaseline, Window
+from poise.whole_files import write_whole, written_whole
 
 STATE_VERSION = 1
 
@@ -202,8 +202,9 @@ class OnlineBaseline:
         data = save(arrays)
         rest = {k: v for k, v in state.items() if k not in arrays}
         rest |= {"fitted_for": _plain(dict(fitted_for or {})), "arrays_sha256": sha256(data).hexdigest()}
-        _write_whole(Path(folder) / "poise.safetensors", data)
-        _write_whole(Path(folder) / "poise.json", (json.dumps(rest, indent=1) + "\n").encode())
+        with written_whole(Path(folder) / "poise.safetensors") as place:
+            place.write_bytes(data)
+        write_whole(Path(folder) / "poise.json", json.dumps(rest, indent=1) + "\n")
 
     def restore(self, folder: Path | str, *, fitted_for: Mapping[str, Any] | None = None) -> None:
         """Load what `save` wrote.
@@ -232,12 +233,6 @@ class OnlineBaseline:
                     f"{theirs.get(name)!r}"
                 )
         self.load_state_dict(rest | load(data))
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)
 
 
 def _described(candidate: Candidate) -> str:

@@ -16,7 +16,6 @@ first cut back to it, so that nothing is missing and nothing is there twice.
 import fcntl
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +25,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import yaml
+
+from poise.whole_files import unfinished, write_whole, written_whole
 
 ROLLOUTS_SCHEMA_VERSION = 1
 """Raised whenever a column of the rollout files changes its name, type or meaning."""
@@ -97,7 +98,7 @@ class RunDirectory:
 
     def write_config(self, settings: Mapping[str, Any]) -> None:
         """Write the run's settings as `config.yaml`, in their order."""
-        _write_whole(self.config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+        write_whole(self.config, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
     def differences(self, settings: Mapping[str, Any]) -> list[str]:
         """For each setting that the run there has otherwise, a clause with both sides."""
@@ -131,7 +132,7 @@ class RunDirectory:
         for path in (self.metrics, self.ungradable):
             if path.is_file():
                 kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
-                _write_whole(path, "".join(f"{line}\n" for line in kept))
+                write_whole(path, "".join(f"{line}\n" for line in kept))
         for path in self.rollouts.glob("step-*"):
             if path.suffix != ".parquet" or int(path.stem.rpartition("-")[2]) > step:
                 path.unlink()
@@ -148,7 +149,7 @@ class RunDirectory:
 
     def _is_bare(self) -> bool:
         """Whether nothing lies there but what `take` makes before it writes `config.yaml`."""
-        ours = {self.rollouts, self.checkpoints, self.metrics, _unfinished(self.config)}
+        ours = {self.rollouts, self.checkpoints, self.metrics, unfinished(self.config)}
         used = (self.metrics.is_file() and self.metrics.stat().st_size) or any(
             folder.is_dir() and any(folder.iterdir()) for folder in (self.rollouts, self.checkpoints)
         )
@@ -168,7 +169,7 @@ class RunDirectory:
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`; numbers that are not finite become null."""
         with self.metrics.open("a") as file:
-            file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+            file.write(json.dumps(finite(line), allow_nan=False) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of `metrics.jsonl`, without a last one that was cut off."""
@@ -181,7 +182,7 @@ class RunDirectory:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`."""
-        _write_whole(self.summary, json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
+        write_whole(self.summary, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
 
     def write_rollouts(
         self,
@@ -207,16 +208,15 @@ class RunDirectory:
             "prompt": list(prompts),
             "completion": list(completions),
             "domain": list(domains),
-            "reward": _finite(rewards),
-            "value": _finite(values),
-            "baseline": _finite(baselines),
-            "advantage": _finite(advantages),
+            "reward": finite(rewards),
+            "value": finite(values),
+            "baseline": finite(baselines),
+            "advantage": finite(advantages),
             "sibling": sibling_rows(prompts),
         }
         path = self.rollouts / f"step-{step:06d}.parquet"
-        unfinished = path.with_suffix(".unfinished")
-        pyarrow.parquet.write_table(pyarrow.table(columns, schema=ROLLOUTS_SCHEMA), unfinished)
-        os.replace(unfinished, path)
+        with written_whole(path) as place:
+            pyarrow.parquet.write_table(pyarrow.table(columns, schema=ROLLOUTS_SCHEMA), place)
         return path
 
 
@@ -238,21 +238,12 @@ def _whole_lines(path: Path) -> list[str]:
     return path.read_text().rpartition("\n")[0].splitlines()
 
 
-def _write_whole(path: Path, text: str) -> None:
-    _unfinished(path).write_text(text)
-    os.replace(_unfinished(path), path)
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(path.name + ".unfinished")
-
-
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with None in place of numbers that JSON cannot hold."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return value

@@ -6,14 +6,13 @@ noise.svg, noise.png                     of the gradient, where it was measured
 """
 
 import json
-import math
-from collections.abc import Mapping
 from typing import Any
 
 from poise.compare.figures import accuracy_figure, noise_figure, write_figure
 from poise.compare.results import comparison_results, complete_curves
 from poise.compare.schedule import Schedule
 from poise.compare.tables import markdown
+from poise.run_directory import finite
 
 
 def write_results(schedule: Schedule) -> dict[str, Any]:
@@ -26,21 +25,10 @@ def write_results(schedule: Schedule) -> dict[str, Any]:
     results = comparison_results(schedule)
     folder = schedule.path
     (folder / "compare.md").write_text(markdown(results))
-    (folder / "compare.json").write_text(json.dumps(_finite(results), indent=1, allow_nan=False) + "\n")
+    (folder / "compare.json").write_text(json.dumps(finite(results), indent=1, allow_nan=False) + "\n")
     curves, _ = complete_curves(schedule)
     write_figure(accuracy_figure(curves, results), folder, "accuracy")
     noise = noise_figure(curves)
     if noise is not None:
         write_figure(noise, folder, "noise")
     return results
-
-
-def _finite(value: Any) -> Any:
-    """The same with None in place of numbers that JSON cannot hold."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return value

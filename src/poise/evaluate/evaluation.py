@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import nn
 from poise.evaluate.sampling import SampledCompletion, Sampling
 from poise.evaluate.scores import GradedCompletion, Scores, markdown_table, scores, scores_by_domain
 from poise.tasks.problem import Problem
+from poise.whole_files import write_whole, written_whole
 
 COMPLETIONS_SCHEMA = pyarrow.schema(
     [
@@ -122,7 +122,7 @@ class Evaluation:
         if path.exists():
             _check_same(path, settings)
         self._folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(path / "config.json", json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+        write_whole(path / "config.json", json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
 
     @property
     def num_batches(self) -> int:
@@ -177,8 +177,8 @@ class Evaluation:
             "all": everything.as_json(k=k),
             "by_domain": {name: each.as_json(k=k) for name, each in by_domain.items()},
         }
-        _write_whole(self.path / "results.json", json.dumps(results, indent=2) + "\n")
-        _write_whole(self.path / "results.md", results_text(self.settings, everything, by_domain))
+        write_whole(self.path / "results.json", json.dumps(results, indent=2) + "\n")
+        write_whole(self.path / "results.md", results_text(self.settings, everything, by_domain))
         return results
 
     def file(self, number: int) -> Path:
@@ -217,9 +217,8 @@ class Evaluation:
             }
             for (problem, draw), each, reward in zip(rows, drawn, graded, strict=True)
         ]
-        unfinished = self.file(number).with_suffix(".unfinished")
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines, schema=COMPLETIONS_SCHEMA), unfinished)
-        os.replace(unfinished, self.file(number))
+        with written_whole(self.file(number)) as place:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lines, schema=COMPLETIONS_SCHEMA), place)
 
 
 def batch_seed(seed: int, number: int) -> int:
@@ -270,9 +269,3 @@ def _check_same(path: Path, settings: EvaluationSettings) -> None:
     if names:
         differences = "; ".join(f"{name} is {theirs.get(name)!r} there and {mine[name]!r} here" for name in names)
         raise ValueError(f"{path} holds another evaluation: {differences}. Choose another --output")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

@@ -6,7 +6,6 @@ leave behind is said where it would stand.
 
 import json
 import math
-import os
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from poise.report.figures import (
 )
 from poise.report.rollout_files import pair_choices, read_rollouts
 from poise.run_directory import RunDirectory
+from poise.whole_files import write_whole
 
 LONGEST_TEXT = 4000
 """Characters of a prompt or completion that are shown; of longer ones the beginning and the end."""
@@ -48,9 +48,7 @@ def write_report(directory: RunDirectory, path: Path | None = None) -> Path:
         raise FileNotFoundError(f"{directory.path} holds no run: a run has a file metrics.jsonl")
     path = path or directory.path / "report.html"
     text = report_page(directory)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, text)
     return path
 
 

@@ -6,7 +6,6 @@ on; only the fit that is chosen counts as its cost. What it said is kept in a fi
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from poise.baselines import sibling_means
 from poise.models.critic import SequenceCritic
 from poise.study.drawing import StudyRollouts
 from poise.study.estimators import PAIR, Estimates
+from poise.whole_files import written_whole
 
 KINDS = {"prompt-only critic": False, "trajectory critic": True}
 """By name, whether it reads a rollout and is used across rollouts, or reads the prompt alone."""
@@ -155,6 +155,5 @@ def _read(file: Path, made_with: dict[str, object]) -> Estimates | None:
 def _write(file: Path, estimates: Estimates, made_with: dict[str, object]) -> None:
     cost = {name: getattr(estimates, name) for name in ("seconds", "cpu_seconds", "extra_bytes")}
     told = {"made_with": made_with} | cost
-    unfinished = file.with_suffix(".unfinished")
-    save_file({"values": estimates.values.contiguous()}, unfinished, metadata={"poise_critic": json.dumps(told)})
-    os.replace(unfinished, file)
+    with written_whole(file) as place:
+        save_file({"values": estimates.values.contiguous()}, place, metadata={"poise_critic": json.dumps(told)})

@@ -8,7 +8,6 @@ tokens that were sampled.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from poise.evaluate.sampling import SampledCompletion, measured_completions
 from poise.study.reading import Reading, reading
 from poise.tasks.problem import Problem
 from poise.tasks.task import Task
+from poise.whole_files import write_whole, written_whole
 
 
 @dataclass(frozen=True)
@@ -200,9 +200,7 @@ def check_same_study(folder: Path, settings: dict[str, Any]) -> None:
             raise ValueError(f"{folder} holds another study: {told}. Choose another --output")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, file)
+    write_whole(file, json.dumps(plain, indent=2) + "\n")
 
 
 def _features_file(evaluation: Evaluation, number: int) -> Path:
@@ -234,9 +232,8 @@ def _write(
     for name, each in (("prompt", prompt_ids), ("completion", completion_ids)):
         tensors[f"{name}_ids"] = torch.tensor([token for ids in each for token in ids], dtype=torch.int32)
         tensors[f"{name}_lengths"] = torch.tensor([len(ids) for ids in each], dtype=torch.int32)
-    unfinished = path.with_suffix(".unfinished")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished)
-    os.replace(unfinished, path)
+    with written_whole(path) as place:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, place)
 
 
 def _ragged(flat: Tensor, lengths: Tensor) -> list[list[int]]:

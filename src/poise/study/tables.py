@@ -18,6 +18,7 @@ from torch import Tensor
 
 import poise
 from poise.diagnostics import PairScoreboard
+from poise.run_directory import finite
 from poise.study.drawing import StudyRollouts
 from poise.study.estimators import Estimates, View, online_estimates
 from poise.study.judging import (
@@ -82,11 +83,11 @@ class Line:
         """In plain values; None where something does not apply."""
         shown: dict[str, Any] = {"name": self.name}
         for name, value in self.measures.items():
-            shown[name] = {"value": _finite(value)}
+            shown[name] = {"value": finite(value)}
             if name in self.intervals:
-                shown[name]["interval_95"] = [_finite(end) for end in self.intervals[name]]
+                shown[name]["interval_95"] = [finite(end) for end in self.intervals[name]]
         if self.ratio is not None:
-            mean, *ends = map(_finite, self.ratio)
+            mean, *ends = map(finite, self.ratio)
             shown["reference_mae_over_this"] = {"value": mean, "interval_95": ends}
         return shown | {name: getattr(self, name) for name in ("seconds", "cpu_seconds", "extra_bytes")}
 
@@ -175,7 +176,3 @@ def side_by_side(parts: Sequence[Judged]) -> Judged:
 def _ratio(reference: Judged, each: Judged) -> float:
     error = absolute_error(each)
     return absolute_error(reference) / error if error else math.nan
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None

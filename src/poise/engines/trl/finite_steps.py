@@ -10,7 +10,6 @@ Dimensions: N rollouts of the generation batch over all processes, B of one mini
 
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from poise.features import Features
+from poise.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -120,9 +120,7 @@ class FiniteSteps(TrainerCallback):  # type: ignore[misc]
             return
         causes = sorted({cause for each in of_all for cause in each["causes"]})
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.file.with_name(self.file.name + ".unfinished")
-        unfinished.write_text(json.dumps({"step": step, "causes": causes, "processes": of_all}, indent=1) + "\n")
-        os.replace(unfinished, self.file)
+        write_whole(self.file, json.dumps({"step": step, "causes": causes, "processes": of_all}, indent=1) + "\n")
         logger.warning("step %d is skipped, not finite: %s; %s says more", step, ", ".join(causes), self.file)
 
 
