@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import poise
-from poise.hidden_states import decoder_blocks
+from poise.hidden_states import decoder_blocks, default_layer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-4b": {
@@ -89,7 +89,7 @@ class Batch:
 
 def logprob_pass(model: Qwen3ForCausalLM, batch: Batch, *, entropies: bool, capture: bool) -> poise.Features | None:
     """Log-probabilities of the completions, with what poise adds where asked for."""
-    layer = int(0.6 * model.config.num_hidden_layers)
+    layer = default_layer(model.config.num_hidden_layers)
     hooks: Any = nullcontext()
     if capture:
         masks = (batch.prompt_mask, batch.completion_mask)

@@ -3,7 +3,8 @@
 Everything that a baseline is made from, checked once at the door, on the CPU, in float64 where it is arithmetic.
 """
 
-from collections.abc import Hashable, Sequence
+import json
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,14 @@ def checked_batch(
         domains=domains,
         weights=weights,
     )
+
+
+def prompt_id(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """One string per distinct prompt, text or messages: rollouts with equal strings are siblings.
+
+    The first step is halved, and history is kept, by prompts: engines that named them otherwise would differ.
+    """
+    return prompt if isinstance(prompt, str) else json.dumps(list(prompt), sort_keys=True, ensure_ascii=False)
 
 
 def _finite(features: Features, scalars: Sequence[str]) -> Features:

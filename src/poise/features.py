@@ -7,6 +7,7 @@ silent one. Masks are bool and True means "counts"; entropies and logprobs stand
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -67,6 +68,12 @@ class Features:
         """The features with a function of rows applied to every tensor: gathered, moved, or some of the rows."""
         parts = {name: function(getattr(self, name)) for name in ("prompt", "completion", "entropies", "missing")}
         return Features(**parts, scalars={name: function(scalar) for name, scalar in self.scalars.items()})
+
+
+def end_of_thinking_ids(tokenizer: Any, text: str | None) -> list[int]:
+    """The tokens of the text that ends the reasoning; none without a text, or where the vocabulary cannot spell it."""
+    ids = [] if text is None else tokenizer.encode(text, add_special_tokens=False)
+    return [] if tokenizer.unk_token_id in ids else list(ids)
 
 
 def reasoning_mask(

@@ -269,6 +269,24 @@ def last_true_columns(mask: Bool[Tensor, "rows columns"], *, count: int) -> Int[
     return nn.functional.pad(found, (0, count - found.shape[1]), value=-1)
 
 
+def default_layer(depth: int) -> int:
+    """The decoder block that is read where none is named: at 0.6 of the depth."""
+    return int(0.6 * depth)
+
+
+def checked_layers(layers: Sequence[int] | None, *, depth: int) -> list[int]:
+    """The decoder blocks to read; by default the one of `default_layer`.
+
+    Raises:
+        ValueError: If the model has no such block.
+    """
+    chosen = [default_layer(depth)] if layers is None else list(layers)
+    for layer in chosen:
+        if not 0 <= layer < depth:
+            raise ValueError(f"layer {layer} is out of range: this model has layers 0 to {depth - 1}")
+    return chosen
+
+
 def decoder_blocks(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     """Find the decoder of a causal language model and the list of its blocks.
 

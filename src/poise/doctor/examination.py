@@ -19,6 +19,7 @@ from torch import Tensor
 
 from poise.doctor import checks
 from poise.doctor.checks import Finding
+from poise.features import end_of_thinking_ids
 from poise.rewards.graded_task import GradedTask
 from poise.rewards.verifiers import FULL_MARKS
 from poise.settings import RunSettings
@@ -53,7 +54,7 @@ def findings(settings: RunSettings, output: Path) -> Iterator[Finding]:
         yield checks.temperature_finding(sampler["temperature"], config.temperature)
         ends = model.generation_config.eos_token_id
         yield checks.padding_finding(tokenizer.pad_token_id, ends if isinstance(ends, list) else [ends])
-        ids = [] if config.end_of_thinking is None else trainer._token_ids(config.end_of_thinking)
+        ids = end_of_thinking_ids(tokenizer, config.end_of_thinking)
         yield checks.thinking_finding(config.end_of_thinking, ids, getattr(tokenizer, "chat_template", None))
         cached = sampler.get("use_cache", model.config.get_text_config().use_cache)
         yield checks.cache_finding(gradient_checkpointing=config.gradient_checkpointing, use_cache=bool(cached))

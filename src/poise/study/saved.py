@@ -19,8 +19,8 @@ from torch import Tensor
 
 import poise
 from poise.baselines import prompt_groups
-from poise.features import MEAN_ENTROPIES
-from poise.hidden_states import decoder_blocks
+from poise.features import MEAN_ENTROPIES, end_of_thinking_ids
+from poise.hidden_states import decoder_blocks, default_layer
 from poise.run_directory import ROLLOUTS_SCHEMA_VERSION
 from poise.scalars import SCALARS
 from poise.study.reading import reading
@@ -124,7 +124,7 @@ def saved_features(
         ValueError: If the tokenizer cannot spell a prompt or a completion, or there is no such layer.
     """
     depth = len(decoder_blocks(policy)[1])
-    layer = int(0.6 * depth) if layer is None else layer
+    layer = default_layer(depth) if layer is None else layer
     if not 0 <= layer < depth:
         raise ValueError(f"the layer must lie between 0 and {depth - 1}, got {layer}")
     prompts = [_spelled(_prompt_text(text, tokenizer), tokenizer, "prompt", model=model) for text in rollouts.prompts]
@@ -132,14 +132,13 @@ def saved_features(
         [*_spelled(text, tokenizer, "completion", model=model, special=False), tokenizer.eos_token_id]
         for text in rollouts.completions
     ]
-    end = tokenizer.encode(END_OF_THINKING, add_special_tokens=False)
     read = reading(
         policy,
         prompts,
         completions,
         layers=[layer],
         pools=[pool_tokens],
-        end_of_thinking_ids=[] if tokenizer.unk_token_id in end else end,
+        end_of_thinking_ids=end_of_thinking_ids(tokenizer, END_OF_THINKING),
         temperature=temperature,
         watch=watch,
     )

@@ -18,7 +18,7 @@ import torch
 
 import poise
 from poise.evaluate.evaluation import weights_fingerprint
-from poise.hidden_states import decoder_blocks
+from poise.hidden_states import decoder_blocks, default_layer
 from poise.models.named import named_model, named_tokenizer
 from poise.scalars import SCALARS
 from poise.study.comparisons import (
@@ -110,7 +110,8 @@ def study(
         | {"layers": layers, "scalars": list(SCALARS)}
         | {"chat_options": chat_options or {}},
     )
-    default_layer = min(layers, key=lambda layer: abs(layer - int(0.6 * len(decoder_blocks(policy)[1]))))
+    usual = default_layer(len(decoder_blocks(policy)[1]))
+    nearest = min(layers, key=lambda layer: abs(layer - usual))
     tasks: list[StudiedTask] = []
     drawn: list[DrawnTask] = []
     try:
@@ -140,7 +141,7 @@ def study(
             results.skipped.append(sentence)
             continue
         critics = _critics(each, policy, settings, watch) if settings.critics else {}
-        results.tasks.append(_task_study(each, critics, settings, default_layer, watch=watch))
+        results.tasks.append(_task_study(each, critics, settings, nearest, watch=watch))
         report(results)
     if not results.tasks:
         raise ValueError("; ".join(results.skipped))
@@ -176,7 +177,7 @@ def _critics(drawn: DrawnTask, policy: Any, settings: StudySettings, watch: Watc
 
 
 def _task_study(
-    drawn: DrawnTask, critics: dict[str, Estimates], settings: StudySettings, default_layer: int, *, watch: Watch
+    drawn: DrawnTask, critics: dict[str, Estimates], settings: StudySettings, layer: int, *, watch: Watch
 ) -> TaskStudy:
     """All tables of one task."""
     fitted = 0
@@ -190,7 +191,7 @@ def _task_study(
         drawn.training,
         drawn.held_out,
         settings.k,
-        View(default_layer, settings.pool_tokens),
+        View(layer, settings.pool_tokens),
         resampled_prompts(len(drawn.held_out), times=settings.resamples, seed=settings.seed),
         told,
     )
@@ -211,7 +212,7 @@ def _task_study(
             tables["layers"],
             tables["pools"],
             tables["features"],
-            default_layer=default_layer,
+            default_layer=layer,
             default_pool=settings.pool_tokens,
         )
     shown = {

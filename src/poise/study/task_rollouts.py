@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from poise.evaluate.evaluation import Evaluation, EvaluationSettings, problems_fingerprint, weights_fingerprint
+from poise.features import end_of_thinking_ids
 from poise.rewards.graded_task import HELD_OUT_SEED, GradedTask
 from poise.study.drawing import StudyRollouts, distinct_problems, draw, drawn_rollouts
 from poise.study.estimators import PAIR
@@ -82,7 +83,7 @@ def drawn_task(
     watch: Watch,
 ) -> DrawnTask:
     """Draw what is missing of a task: training prompts by both policies, held-out ones by the first alone."""
-    end = tokenizer.encode(END_OF_THINKING, add_special_tokens=False)
+    end = end_of_thinking_ids(tokenizer, END_OF_THINKING)
 
     def rollouts(split: str, by: Any, problems: Sequence[Problem], k: int, featured: int) -> StudyRollouts:
         texts = task.graded.texts(problems)
@@ -113,7 +114,7 @@ def drawn_task(
             featured=featured,
             layers=layers,
             pools=sorted({*settings.pools, settings.pool_tokens}),
-            end_of_thinking_ids=[] if tokenizer.unk_token_id in end else end,
+            end_of_thinking_ids=end,
             watch=lambda done: watch(f"{task.spec}: drawing {split}", done, evaluation.num_batches),
         )
         return drawn_rollouts(evaluation, featured=featured, layers=layers)

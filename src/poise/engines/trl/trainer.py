@@ -10,7 +10,6 @@ Dimensions: N rollouts of the generation batch over all processes, B of this pro
 import dataclasses
 import hashlib
 import inspect
-import json
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -25,11 +24,12 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 import poise
+from poise.batch import prompt_id
 from poise.engines.trl.checkpoints import CheckpointedTrainer
 from poise.engines.trl.config import PoiseConfig
 from poise.engines.trl.finite_steps import FILE, FiniteSteps
-from poise.features import MEAN_ENTROPIES, Features, reasoning_mask, score_norm_weights
-from poise.hidden_states import HiddenStateCapture, capture_hidden_states, decoder_blocks
+from poise.features import MEAN_ENTROPIES, Features, end_of_thinking_ids, reasoning_mask, score_norm_weights
+from poise.hidden_states import HiddenStateCapture, capture_hidden_states, checked_layers, decoder_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class PoiseTrainer(CheckpointedTrainer):
         self._needs_pass = args.needs_pass
         self._scalars = [name for name in preset.scalars if name not in MEAN_ENTROPIES]
         self._layers = self._checked_layers() if preset.needs_features else []
-        self._end_of_thinking_ids = self._token_ids(args.end_of_thinking)
+        self._end_of_thinking_ids = end_of_thinking_ids(self._tokenizer, args.end_of_thinking)
         if self.accelerator.is_main_process:
             if args.sources_of_bias:
                 logger.warning("the policy gradient is not exactly unbiased: %s", "; ".join(args.sources_of_bias))
@@ -325,19 +325,7 @@ class PoiseTrainer(CheckpointedTrainer):
     def _checked_layers(self) -> list[int]:
         """The decoder layers to read; by default the one at 0.6 of the depth."""
         _, blocks = decoder_blocks(self.accelerator.unwrap_model(self.model))
-        depth = len(blocks)
-        layers = [int(0.6 * depth)] if self.args.layers is None else list(self.args.layers)
-        for layer in layers:
-            if not 0 <= layer < depth:
-                raise ValueError(f"layer {layer} is out of range: this model has layers 0 to {depth - 1}")
-        return layers
-
-    def _token_ids(self, text: str | None) -> list[int]:
-        """The tokens of a text; none where the vocabulary cannot spell it."""
-        if text is None:
-            return []
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return [] if self._tokenizer.unk_token_id in ids else ids
+        return checked_layers(self.args.layers, depth=len(blocks))
 
 
 def check_data_set(data: Any, args: PoiseConfig) -> None:
@@ -379,11 +367,6 @@ class WholeGenerations(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: PoiseConfig, state: Any, control: Any, **named: Any) -> None:
         if args.save_steps < 1:
             state.save_steps = args.whole_generations(state.save_steps)
-
-
-def prompt_id(prompt: str | list[dict[str, Any]]) -> str:
-    """One string per distinct prompt, text or messages: rollouts with equal strings are siblings."""
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
 
 
 def completion_text(completion: str | list[dict[str, Any]]) -> str:

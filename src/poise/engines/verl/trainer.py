@@ -7,7 +7,6 @@ The state of the baseline lies beside verl's own in `global_step_N`; it is writt
 complete, and read before any GPU is taken.
 """
 
-import json
 import logging
 from collections import Counter
 from pathlib import Path
@@ -30,11 +29,13 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.config import omega_conf_to_dataclass
 
 import poise
+from poise.batch import prompt_id
 from poise.engines.verl.reading import FIELDS, READING
 from poise.engines.verl.rollouts import RolloutRows, rollout_rows
 from poise.engines.verl.settings import checked_settings, loss_normalization
 from poise.engines.verl.worker import PoiseActorRolloutRefWorker
-from poise.features import Features
+from poise.features import Features, end_of_thinking_ids
+from poise.hidden_states import checked_layers
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +69,11 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
                 f"poise trains on text alone, and {self.config.actor_rollout_ref.model.path} has a processor for images"
             )
         model = omega_conf_to_dataclass(self.config.actor_rollout_ref.model).hf_config.get_text_config()
-        depth, layers = model.num_hidden_layers, self.settings.layers
-        self._layers = [int(0.6 * depth)] if layers is None else list(layers)
-        for layer in self._layers:
-            if layer >= depth:
-                raise ValueError(f"layer {layer} is out of range: this model has layers 0 to {depth - 1}")
+        self._layers = checked_layers(self.settings.layers, depth=model.num_hidden_layers)
         self._fitted_for = {
             "model_type": model.model_type,
             "hidden_size": model.hidden_size,
-            "num_hidden_layers": depth,
+            "num_hidden_layers": model.num_hidden_layers,
             "layers": self._layers,
             "pool_tokens": self.settings.pool_tokens,
             "end_of_thinking": self.settings.end_of_thinking,
@@ -136,7 +133,7 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
             batch.extra_info[READING] = {
                 "layers": self._layers,
                 "pool_tokens": self.settings.pool_tokens,
-                "end_of_thinking_ids": self._end_of_thinking_ids(),
+                "end_of_thinking_ids": end_of_thinking_ids(self.tokenizer, self.settings.end_of_thinking),
                 "loss_normalization": loss_normalization(self.config),
             }
         return without_reading(super()._compute_old_log_prob(batch, metrics=metrics))
@@ -219,12 +216,6 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
                 "its way of choosing a checkpoint has changed"
             )
 
-    def _end_of_thinking_ids(self) -> list[int]:
-        """The tokens that end the reasoning; none where the vocabulary cannot spell them."""
-        text = self.settings.end_of_thinking
-        ids = [] if text is None else self.tokenizer.encode(text, add_special_tokens=False)
-        return [] if self.tokenizer.unk_token_id in ids else list(ids)
-
 
 class PoiseTrainerSync(PoiseTrainer, PPOTrainerSync):  # type: ignore[misc]
     """verl's synchronous trainer with poise's advantages."""
@@ -251,11 +242,6 @@ def without_reading(batch: KVBatchMeta) -> KVBatchMeta:
     if batch.fields is not None:
         batch.fields = [name for name in batch.fields if name not in FIELDS]
     return batch
-
-
-def prompt_id(prompt: str | list[dict[str, Any]]) -> str:
-    """One string per distinct prompt, text or messages: rollouts with equal strings are siblings."""
-    return prompt if isinstance(prompt, str) else json.dumps(list(prompt), sort_keys=True, ensure_ascii=False)
 
 
 def row_sums(nested: Tensor) -> Float[Tensor, " rows"]:
