@@ -13,15 +13,10 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from poise.cli import app
-from poise.cli.train import (
-    USEFUL_OPTIONS,
-    PlainLines,
-    clock,
-    extra_options,
-    quiet_hosts,
-    status_text,
-    stop_on_interrupt,
-)
+from poise.cli.given_settings import extra_options
+from poise.cli.terminal import clock, quiet_hosts, stop_on_interrupt
+from poise.cli.train import USEFUL_OPTIONS
+from poise.cli.train_progress import PlainLines, status_text
 from poise.evaluate import HeldOutAccuracy
 from poise.run_directory import RunDirectory
 from poise.settings import run_settings, trainer_types

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from poise.cli.train import clock, console, extra_options, quiet_hosts
+from poise.cli.given_settings import extra_options
+from poise.cli.terminal import clock, console, quiet_hosts
 
 if TYPE_CHECKING:
     from poise.compare.plan import Comparison

@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 from typer.core import TyperCommand
 
-from poise.cli.train import config_file, console, extra_options, quiet_hosts
+from poise.cli.given_settings import config_file, extra_options
+from poise.cli.terminal import console, quiet_hosts
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 

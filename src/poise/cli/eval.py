@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise.cli.train import console, print_note, quiet_hosts
+from poise.cli.terminal import console, print_note, quiet_hosts
 
 if TYPE_CHECKING:
     from poise.tasks.problem import Problem

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from poise.cli.eval import chat_template_options, folder_name
-from poise.cli.train import console, quiet_hosts
+from poise.cli.terminal import console, quiet_hosts
 
 if TYPE_CHECKING:
     from poise.study.settings import StudySettings

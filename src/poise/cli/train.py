@@ -1,38 +1,32 @@
-"""`poise train`: which settings were given, and how does the run go?
+"""`poise train`: which run is asked for, and how does it end?
 
-The rule: standard output is for people and stays readable in a log file. Hosts are silent; what is wrong with the input
-is one sentence and exit code 2, a disk that cannot be written to is one and exit code 1. Ctrl-C ends the run where it
-can go on exactly, with everything written. However a run ended, the same command goes on with it.
+The rule: what is wrong with the input is one sentence and exit code 2, a disk that cannot be written to is one and exit
+code 1. Ctrl-C ends the run where it can go on exactly, with everything written. However a run ended, the same command
+goes on with it.
 """
 
 import errno
 import json
-import logging
 import os
 import re
-import signal
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
-from rich.text import Text
 from typer.core import TyperCommand
+
+from poise.cli.given_settings import config_file, extra_options
+from poise.cli.terminal import clock, console, quiet_hosts, stop_on_interrupt
+from poise.cli.train_progress import shown_progress
 
 if TYPE_CHECKING:
     from poise.run_directory import RunDirectory
     from poise.settings import RunSettings
-    from poise.training import Progress, TrainingRun
+    from poise.training import TrainingRun
 
 USEFUL_OPTIONS = {
     "preset": "the baseline: poise, poise-value, paper, rloo, group-mean, none, ...",
@@ -47,8 +41,6 @@ USEFUL_OPTIONS = {
     "save-steps": "steps from one checkpoint to the next; below 1: share of all steps",
 }
 """What `poise train --help` shows of the options of `PoiseConfig`."""
-
-console = Console(highlight=False)
 
 
 class TrainCommand(TyperCommand):
@@ -156,53 +148,6 @@ def command_to_go_on(path: Path) -> str:
     return f"to go on: poise train --config {path}/config.yaml"
 
 
-def config_file(path: Path) -> dict[str, Any]:
-    """The settings in a yaml file.
-
-    Raises:
-        ValueError: If it is not a mapping from names to values.
-        FileNotFoundError: If there is no such file.
-    """
-    import yaml
-
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not yaml: {str(error).splitlines()[0]}") from error
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"{path} must map names of settings to values, got a {type(settings).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in settings.items()}
-
-
-def extra_options(arguments: list[str]) -> dict[str, Any]:
-    """Settings from `--a-name value`, `--a-name=value`, `--a-name` (True) and `--no-a-name` (False).
-
-    Raises:
-        ValueError: If a value belongs to no option, or an option comes twice.
-    """
-    given: dict[str, Any] = {}
-    waiting: str | None = None
-    for argument in arguments:
-        if argument.startswith("--"):
-            name, separator, value = argument[2:].partition("=")
-            waiting = name = name.replace("-", "_")
-            if name in given:
-                raise ValueError(f"--{name.replace('_', '-')} is given twice")
-            if separator:
-                given[name], waiting = value, None
-            elif name.startswith("no_"):
-                given[name.removeprefix("no_")], waiting = False, None
-            else:
-                given[name] = True
-        elif waiting is None:
-            raise ValueError(f"{argument!r} belongs to no option")
-        else:
-            given[waiting], waiting = argument, None
-    return given
-
-
 def announced_run(
     of_file: Mapping[str, Any], of_line: Mapping[str, Any], *, config: Path | None, output: Path, name: str | None
 ) -> "TrainingRun | None":
@@ -272,138 +217,6 @@ def run_folder(
     directory = RunDirectory(output / (name or f"{datetime.now():%Y%m%d-%H%M%S}-{task}"))
     directory.take(resolved)
     return directory
-
-
-@contextmanager
-def quiet_hosts() -> Iterator[None]:
-    """Silence what transformers, TRL and data sets say among themselves; warnings of poise are still printed."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the bar of whatever reads GGUF
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", message=".*poise")
-        warnings.showwarning = lambda message, *rest: print_note(str(message))
-        import datasets
-        import transformers
-
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        datasets.utils.logging.set_verbosity_error()
-        datasets.disable_progress_bars()
-        for host in ("trl", "accelerate"):
-            logging.getLogger(host).setLevel(logging.ERROR)
-        shown = SentenceHandler()
-        logging.getLogger("poise").addHandler(shown)
-        try:
-            yield
-        finally:
-            logging.getLogger("poise").removeHandler(shown)
-
-
-class SentenceHandler(logging.Handler):
-    """Prints what poise logs as a warning."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one sentence."""
-        print_note(record.getMessage())
-
-
-def print_note(sentence: str) -> None:
-    """Say something that matters and is no error."""
-    console.print(f"note: {sentence}", soft_wrap=True, markup=False)
-
-
-@contextmanager
-def stop_on_interrupt() -> Iterator[list[int]]:
-    """A list that the first Ctrl-C puts something in; the second one interrupts at once."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        console.print("stopping when all sampled rollouts are trained on; Ctrl-C again to leave at once")
-
-    earlier = signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, earlier)
-
-
-@contextmanager
-def shown_progress() -> Iterator[Any]:
-    """A function that shows a `Progress`: a bar in a terminal, a line now and then in a log file."""
-    if not console.is_terminal:
-        yield PlainLines()
-        return
-    bar = Bar(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("steps, left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    task = bar.add_task("", total=None)
-    status = Text()
-    with Live(Group(bar, status), console=console, refresh_per_second=4):
-
-        def watch(progress: "Progress") -> None:
-            bar.update(task, description=progress.activity, completed=progress.step, total=progress.steps)
-            status.plain = status_text(progress)
-
-        yield watch
-
-
-class PlainLines:
-    """Prints a line whenever a twentieth of the steps is done, or something else happens than before."""
-
-    def __init__(self) -> None:
-        self._shown: tuple[str, int] | None = None
-
-    def __call__(self, progress: "Progress") -> None:
-        """Print a line if one is due."""
-        every = max(1, progress.steps // 20)
-        due = (progress.activity, progress.step // every if progress.activity == "training" else 0)
-        if due == self._shown:
-            return
-        self._shown = due
-        if progress.activity != "training":
-            console.print(progress.activity)
-        elif progress.step:
-            left = progress.seconds / progress.step * (progress.steps - progress.step)
-            console.print(
-                f"step {progress.step}/{progress.steps}  {status_text(progress)}  {clock(left)} left", soft_wrap=True
-            )
-
-
-def status_text(progress: "Progress") -> str:
-    """Reward, held-out accuracy, share of the ceiling and evidence in charge, as far as they are known."""
-    parts = []
-    if progress.reward == progress.reward:
-        parts.append(f"reward {progress.reward:.2f}")
-    if progress.held_out is not None:
-        parts.append(f"held-out {progress.held_out.accuracy:.2f}")
-    if progress.ceiling_share == progress.ceiling_share:
-        parts.append(f"ceiling share {progress.ceiling_share:.2f}")
-    if progress.skipped_steps:
-        parts.append(f"skipped {progress.skipped_steps}")
-    if progress.in_charge:
-        counts = Counter(text.split()[0] for text in progress.in_charge.values())
-        parts.append("evidence " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
-    return "  ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def print_summary(summary: Mapping[str, Any], path: Path) -> None:
