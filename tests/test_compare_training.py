@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from poise.compare.arms import ARMS
 from poise.compare.gradient_noise import gradient_noise, prompt_gradient_rows
-from poise.compare.plan import Comparison, Conditions, Run
+from poise.compare.plan import FIRST_TUNING_SEED, Comparison, Conditions, Run
 from poise.compare.record import write_results
 from poise.compare.run import completed_run, run_trainer
 from poise.compare.schedule import RunFailed, Schedule, in_own_process
@@ -205,6 +206,12 @@ def test_measuring_gradients_leaves_training_as_it_would_have_been(tmp_path, arm
     assert any("gradient/trace" in line for line in theirs)
     for name in ("accuracy", "rollouts", "tokens", "entropy", "reward", "silent_prompts", "updates"):
         assert [line[name] for line in ours] == [line[name] for line in theirs], name
+
+
+def test_no_gradients_are_measured_where_a_run_only_chooses_a_learning_rate(tmp_path):
+    conditions = replace(CONDITIONS, gradient_every=1, gradient_prompts=3)
+    completed_run(conditions, Run("rloo", 1e-3, FIRST_TUNING_SEED), tmp_path / "tuning")
+    assert not any(name.startswith("gradient/") for line in lines_of(tmp_path / "tuning") for name in line)
 
 
 def test_two_arms_on_two_seeds_from_end_to_end(tmp_path):

@@ -6,7 +6,7 @@ else. So runs may be added to a comparison later, and a run that is complete nev
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trl import GRPOConfig
@@ -109,6 +109,10 @@ class Conditions:
     def num_prompts(self) -> int:
         """Length of the prompt stream: enough for the smallest groups, and for refills of the last step."""
         return min(self.rollouts // 2 + self.batch_rollouts * 2, MOST_TRAINING_PROMPTS)
+
+    def measured_in(self, run: "Run") -> "Conditions":
+        """The same, without gradients where a run only chooses a learning rate."""
+        return replace(self, gradient_every=0) if run.seed >= FIRST_TUNING_SEED else self
 
     def run_settings(self, *, seed: int) -> RunSettings:
         """The settings that `poise train` would have, apart from those of the arm."""

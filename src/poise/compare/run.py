@@ -178,7 +178,7 @@ def completed_run(
     tokenizer, graded_task = tokenizer_and_task(settings, config)
     with torch_threads(settings.torch_threads), closing(graded_task):
         trainer = run_trainer(conditions, run, config, tokenizer, graded_task, model=settings.model)
-        measured = Measurements(trainer, graded_task, conditions, directory, watch)
+        measured = Measurements(trainer, graded_task, conditions.measured_in(run), directory, watch)
         trainer.add_callback(measured)
         directory.write_config({"run": asdict(run), "conditions": asdict(conditions), "trainer": config.to_dict()})
         diverged = not _trained(trainer)
