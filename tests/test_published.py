@@ -181,6 +181,27 @@ def test_a_domain_without_a_probe_starts_with_rloo():
     assert_close(fresh.given_to(baseline).baselines, expected)
 
 
+def test_a_probe_that_cannot_be_solved_gives_way_to_rloo_till_one_can_be_and_is_counted(monkeypatch):
+    first, second, third, fourth = steps(4)
+    baseline = poise.OnlineBaseline(poise.preset("paper"))
+    first.given_to(baseline)
+
+    def unsolvable(*positional, **named):
+        raise torch.linalg.LinAlgError("it does not converge")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("poise.published.fitted_ensemble", unsolvable)
+        by_the_old_probe = second.given_to(baseline)
+    without_a_probe = third.given_to(baseline)
+    by_a_new_probe = fourth.given_to(baseline)
+    inexact = [step.metrics["poise/inexact_share"] for step in (by_the_old_probe, without_a_probe, by_a_new_probe)]
+    assert inexact == [0, 1, 0]
+    expected = torch.tensor(sibling_mean(third.rewards.tolist(), third.prompts), dtype=torch.float64)
+    assert_close(without_a_probe.baselines, expected)
+    assert without_a_probe.values.isnan().all()
+    assert by_a_new_probe.values.isfinite().all()
+
+
 def test_ungradable_rows_enter_neither_window_nor_sibling_means():
     first, second = steps(2)
     rewards = first.rewards.clone()

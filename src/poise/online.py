@@ -144,7 +144,7 @@ class OnlineBaseline:
             else float("nan"),
             "ungradable_share": 1 - float(batch.gradable.to(torch.float64).mean()),
         }
-        if isinstance(self._method, LearnedBaseline):
+        if self._method is not None:
             metrics["inexact_share"] = float(not self._method.solved)
         if in_charge:
             order = list(EVIDENCE_SETS)

@@ -80,13 +80,21 @@ def _reduction(part: Part, components: int | None) -> Callable[[Part], Part]:
 
 
 class PublishedBaseline:
-    """Windows and probes of the published method, one for all rows or one for each domain."""
+    """Windows and probes of the published method, one for all rows or one for each domain.
+
+    Where a probe cannot be solved there is none, and RLOO stands in until one can be.
+
+    Attributes:
+        solved: Whether every probe that the newest step asked for could be solved.
+    """
 
     def __init__(self, recipe: EarlierStepsRecipe) -> None:
         self.recipe = recipe
         self.steps = 0
         self.windows: dict[str, Window] = {}
         self.probes: dict[str, Probe] = {}
+        self.solved = True
+        self._unsolved: set[str] = set()
 
     def step(
         self,
@@ -108,6 +116,7 @@ class PublishedBaseline:
         index = {route: torch.tensor([r == route for r in routes]) for route in dict.fromkeys(routes)}
         baselines = rloo_baselines(rewards, groups, gradable)
         values = torch.full_like(rewards, torch.nan)
+        self.solved = self._unsolved.isdisjoint(index)
         for route, inside in index.items():
             if route in self.probes and self.steps >= self.recipe.rloo_steps:
                 values[inside] = baselines[inside] = self.probes[route](rows[inside])
@@ -129,7 +138,12 @@ class PublishedBaseline:
             return
         for route, window in self.windows.items():
             if (route in routes or route not in self.probes) and len(window.targets) > 1:
-                self.probes[route] = fitted_probe(window, self.recipe)
+                self._unsolved.discard(route)
+                try:
+                    self.probes[route] = fitted_probe(window, self.recipe)
+                except (np.linalg.LinAlgError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+                    self.probes.pop(route, None)
+                    self._unsolved.add(route)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain arrays: the windows. The probes follow from them."""
@@ -145,5 +159,5 @@ class PublishedBaseline:
             route: Window(*(state[f"window.{k}.{name}"] for name in Window.__dataclass_fields__))
             for k, route in enumerate(state["routes"])
         }
-        self.probes = {}
+        self.probes, self._unsolved = {}, set()
         self._refit([])
