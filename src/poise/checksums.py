@@ -8,7 +8,7 @@ The lines are those of `sha256sum`, which can check them too: `sha256sum --check
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 NAME = "checksums.sha256"
@@ -17,7 +17,7 @@ NAME = "checksums.sha256"
 def write_checksums(folder: Path) -> None:
     """Write the digests of all files in a folder, and so declare it finished."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    (folder / NAME).write_text(_checksums(folder, [name for name in names if name != NAME]))
+    (folder / NAME).write_text(_text({name: _digest(folder / name) for name in names if name != NAME}))
 
 
 def fault(folder: Path) -> str | None:
@@ -31,11 +31,11 @@ def fault(folder: Path) -> str | None:
             return f"has no {name}"
         if _digest(folder / name) != digest:
             return f"has another {name} than was written"
-    return None if written == _checksums(folder, list(listed)) else f"has another {NAME} than was written"
+    return None if written == _text(listed) else f"has another {NAME} than was written"
 
 
-def _checksums(folder: Path, names: Sequence[str]) -> str:
-    lines = "".join(f"{_digest(folder / name)}  {name}\n" for name in names)
+def _text(digests: Mapping[str, str]) -> str:
+    lines = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
     return f"# {hashlib.sha256(lines.encode()).hexdigest()} of the lines below\n{lines}"
 
 
