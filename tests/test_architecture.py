@@ -1,7 +1,9 @@
 """Imports point down, `import poise` is light, the public names are those that are listed, and nothing is unpickled."""
 
 import ast
+import builtins
 import subprocess
+import symtable
 import sys
 from functools import cache
 from pathlib import Path
@@ -71,6 +73,33 @@ def imports_within_poise():
 
 def layer(module):
     return next((level for level, parts in enumerate(LAYERS) if part_of(module) in parts), len(LAYERS))
+
+
+def unbound_names(source, path="<text>"):
+    """Names that code reads and nothing binds. Linters that know names leave shapes in annotations no peace."""
+    module = symtable.symtable(source, str(path), "exec")
+    bound = {each.get_name() for each in module.get_symbols() if each.is_assigned() or each.is_imported()}
+    bound |= {*dir(builtins), "__file__", "__path__"}
+    tables = [module]
+    for table in tables:
+        tables += table.get_children()
+    return {
+        each.get_name()
+        for table in tables
+        for each in table.get_symbols()
+        if each.is_referenced() and (each.is_global() or table is module) and each.get_name() not in bound
+    }
+
+
+def test_every_name_is_bound():
+    assert unbound_names("def f(x):\n    return [y for k in x] + missing\n") == {"y", "missing"}
+    own = [
+        *sources(),
+        *(Path(__file__).parent.parent / "benchmarks").rglob("*.py"),
+        *Path(__file__).parent.rglob("*.py"),
+    ]
+    unbound = {str(path): names for path in own if (names := unbound_names(path.read_text(), path))}
+    assert not unbound
 
 
 def test_every_part_of_the_package_has_a_layer():
