@@ -5,6 +5,8 @@ import json
 import os
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +260,37 @@ def test_a_full_disk_while_saving_is_one_sentence_and_the_checkpoint_before_stay
     assert not (tmp_path / "run" / "checkpoints" / UNFINISHED).exists()
     assert train(tmp_path, "--name", "run", *OPTIONS).exit_code == 0
     assert differences(whole, tmp_path / "run") == []
+
+
+ON_A_SMALL_DISK = """
+mount -t tmpfs -o size=15m none "$1"
+"$2" train --output "$1" --name run $3 2> "$4/errors.txt"
+echo $? > "$4/code.txt"
+cp -r "$1/run" "$4/left"
+mount -o remount,size=200m "$1"
+"$2" train --output "$1" --name run $3 &&
+cp -r "$1/run" "$4/run"
+"""
+"""A disk with room for one checkpoint, then for all: in a mount namespace, so that nobody else sees it."""
+
+
+def test_a_disk_that_is_really_full_is_one_sentence_and_with_room_the_run_ends_as_it_would_have(whole, tmp_path):
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    kept.mkdir()
+    in_namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", ON_A_SMALL_DISK, "sh"]
+    subprocess.run(
+        [*in_namespace, disk, Path(sys.executable).with_name("poise"), " ".join(OPTIONS), kept],
+        check=True,
+        capture_output=True,
+    )
+    assert (kept / "code.txt").read_text() == "1\n"
+    sentence, then = (kept / "errors.txt").read_text().splitlines()[-2:]
+    assert sentence.startswith("poise train: checkpoint-4 could not be written to ")
+    assert "No space left on device" in sentence
+    assert then == command_to_go_on(disk / "run")
+    assert newest_whole_checkpoint(kept / "left" / "checkpoints").name == "checkpoint-2"
+    assert differences(whole, kept / "run") == []
 
 
 def test_a_full_disk_while_metrics_are_written_leaves_a_run_that_goes_on(whole, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ run that is killed at any moment, or that runs out of disk, leaves the checkpoin
 spoiled is told from a whole one before anything is read from it.
 """
 
+import errno
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ UNFINISHED = "unfinished-checkpoint"
 BASELINE_FILES = ("poise.safetensors", "poise.json")
 BESIDE = "run.json"
 """What `CheckpointedTrainer.saved_beside` gave."""
+_AS_GOOD_AS_FULL = 2**20  # bytes that are free
 
 
 class CheckpointError(ValueError):
@@ -177,11 +179,13 @@ def failure_explained(folder: Path, name: str) -> Iterator[None]:
         yield
     # On a full disk safetensors and torch raise errors of their own.
     except (OSError, SafetensorError, RuntimeError) as error:
+        full = folder.exists() and shutil.disk_usage(folder).free < _AS_GOOD_AS_FULL
+        why = os.strerror(errno.ENOSPC) if full else error  # torch tells of places in its file
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         free = shutil.disk_usage(folder).free / 2**20 if folder.exists() else 0.0
         before = [each.name for each in checkpoints(folder)]
         raise CheckpointNotWrittenError(
-            f"{name} could not be written to {folder}, where {free:.0f} MiB are free ({error}). Make room, or make the "
+            f"{name} could not be written to {folder}, where {free:.0f} MiB are free ({why}). Make room, or make the "
             f"folder writable, and start the run again: it goes on from {before[-1] if before else 'its beginning'}"
         ) from error
 
