@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import signal
 import warnings
@@ -18,6 +19,7 @@ from poise.cli.terminal import clock, quiet_hosts, stop_on_interrupt
 from poise.cli.train import USEFUL_OPTIONS
 from poise.cli.train_progress import PlainLines, status_text
 from poise.evaluate import HeldOutAccuracy
+from poise.rewards.grading import Grader, Verdict
 from poise.run_directory import RunDirectory
 from poise.settings import run_settings, trainer_types
 from poise.training import Progress, TrainingRun
@@ -243,6 +245,29 @@ def test_a_run_that_is_stopped_ends_as_a_short_one(tmp_path):
 
 
 # The screen.
+
+
+def test_a_run_that_cannot_grade_what_it_samples_is_stopped_and_shows_what_it_could_not_grade(tmp_path, monkeypatch):
+    verdicts = Grader.verdicts
+
+    def lost_where_wrong(grader, completions, problems):
+        found = verdicts(grader, completions, problems)
+        return [Verdict(math.nan, "worker lost") if each.reward == 0 else each for each in found]
+
+    monkeypatch.setattr(Grader, "verdicts", lost_where_wrong)
+    options = ["--steps", "40", "--eval-prompts", "8", "--families", "sum", "--per-device-train-batch-size", "4"]
+    result = poise("train", *options, "--output", str(tmp_path), "--name", "run")
+    assert result.exit_code == 1
+    assert re.search(
+        r"^poise train: stopped: \d\d% of the rollouts of the last 5 batches could not be graded \(.*worker lost.*\): "
+        r"look at ungradable\.jsonl, and mend the data or the verifier$",
+        result.stderr,
+        flags=re.MULTILINE,
+    )
+    assert result.stdout.count(": worker lost: prompt 'sum ") == 3
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] < 40
+    assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{summary['steps']}").is_dir()
 
 
 def test_the_first_interrupt_asks_and_the_second_interrupts(capsys):
