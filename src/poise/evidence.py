@@ -63,6 +63,10 @@ class EvidenceRows:
     def __getitem__(self, rows: slice | Tensor) -> "EvidenceRows":
         return EvidenceRows(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    def gradable_only(self) -> "EvidenceRows":
+        """Those rows that could be graded; of a window, all of them, and nothing is copied."""
+        return self if bool(self.gradable.all()) else self[self.gradable]
+
     def followed_by(self, later: "EvidenceRows") -> "EvidenceRows":
         """These rows, then `later`'s."""
         return EvidenceRows(*(torch.cat([getattr(rows, f.name) for rows in (self, later)]) for f in fields(self)))

@@ -47,7 +47,7 @@ class LearnedBaseline:
             self._observe(self.records[target], predictions, new, weighted=self._is_weighted(target))
         baselines, in_charge = out["baseline"]
         values, _ = out.get("value", out["baseline"])
-        self.window = rows[rows.gradable][-self.recipe.window_rows :] if self.recipe.window_rows else rows[:0]
+        self.window = rows.gradable_only()[-self.recipe.window_rows :] if self.recipe.window_rows else rows[:0]
         gradable = batch.gradable.tolist()
         seen = [(k, r) for k, r, g in zip(batch.keys, batch.rewards.tolist(), gradable, strict=True) if g]
         self.history.observe([k for k, _ in seen], [r for _, r in seen])
@@ -114,7 +114,7 @@ class LearnedBaseline:
         return rows.weight if weighted else rows.gradable.to(torch.float64)
 
     def _matrix(self, rows: EvidenceRows, *, settled_on: EvidenceRows) -> EvidenceMatrix:
-        frame = settled_frame(settled_on[settled_on.gradable], components=max(self.recipe.components))
+        frame = settled_frame(settled_on.gradable_only(), components=max(self.recipe.components))
         blocks = [block for block in BLOCKS if block in self.recipe.evidence]
         return evidence_matrix(rows, blocks, frame, num_domains=len(self.domains))
 

@@ -23,6 +23,8 @@ def projected_states(states: Float[Tensor, "rows width"], *, size: int, seed: in
     return states if width <= size else states @ _orthonormal(width, size, seed).to(states.device)
 
 
+_ROWS_AT_ONCE = 1024  # brought to float64: a window of states is never held twice
+
 FARTHEST = 6.0
 """Where scores are cut off, in standard deviations: hidden states have outliers, and a fit should not hang on one."""
 
@@ -37,7 +39,8 @@ class PrincipalAxes:
 
     def scores(self, rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows components"]:
         """Coordinates of rows, of variance 1 over the settled rows; outliers are held at `FARTHEST` deviations."""
-        return ((rows.to(torch.float64) - self.mean) @ self.directions).clamp(-FARTHEST, FARTHEST)
+        parts = [(part.to(torch.float64) - self.mean) @ self.directions for part in rows.split(_ROWS_AT_ONCE)]
+        return torch.cat(parts).clamp_(-FARTHEST, FARTHEST)
 
 
 def principal_axes(rows: Float[Tensor, "rows width"], *, components: int) -> PrincipalAxes:
@@ -45,10 +48,14 @@ def principal_axes(rows: Float[Tensor, "rows width"], *, components: int) -> Pri
 
     With no rows at all the axes have no direction.
     """
-    rows = rows.to(torch.float64)
-    mean = rows.mean(dim=0) if len(rows) else rows.new_zeros(rows.shape[1])
-    centred = rows - mean
-    variances, axes = torch.linalg.eigh(centred.T @ centred / max(len(rows), 1))
+    width = rows.shape[1]
+    mean, covariance = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
+    for part in rows.split(_ROWS_AT_ONCE):
+        mean += part.sum(dim=0, dtype=torch.float64) / max(len(rows), 1)
+    for part in rows.split(_ROWS_AT_ONCE):
+        centred = part.to(torch.float64) - mean
+        covariance += centred.T @ centred / max(len(rows), 1)
+    variances, axes = torch.linalg.eigh(covariance)
     variances, axes = variances.flip(0)[:components], axes.flip(1)[:, :components]
     kept = variances > 1e-9 * variances.sum()
     return PrincipalAxes(mean, axes[:, kept] / variances[kept].sqrt())
