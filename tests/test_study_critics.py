@@ -1,6 +1,7 @@
 """A critic of a study is fitted across rollouts, told nothing of held-out rewards, and kept."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -80,6 +81,9 @@ def test_the_learning_rate_is_chosen_on_held_back_training_prompts(tiny_model, w
         fitting=CriticFitting(epochs=6, learning_rates=(lame, able), batch_size=8, held_back=0.2),
     )
     assert error(chosen, values) < 0.05
+    assert re.match(
+        r"learning rate 0\.001 of 1e-09, 0\.001, [1-6] of at most 6 epochs, loss 0\.\d+ on held", chosen.chosen
+    )
 
 
 def test_what_a_critic_said_is_kept_and_another_one_is_fitted_for_other_settings(
@@ -98,5 +102,6 @@ def test_what_a_critic_said_is_kept_and_another_one_is_fitted_for_other_settings
     for name, each in first.items():
         assert torch.equal(each.values, again[name].values)
         assert (each.seconds, each.extra_bytes) == (again[name].seconds, again[name].extra_bytes)
+        assert each.chosen == again[name].chosen != ""
     with pytest.raises(AssertionError, match="fitted again"):
         kept_critic_estimates(tmp_path / "critics", tiny_model, training, held_out, fitting=CriticFitting(2, (1e-3,)))

@@ -96,6 +96,7 @@ def estimator_table(material: Material, critics: Mapping[str, Estimates]) -> Tab
         f"judged by {material.judges - 1} others. The last line is what those others know, each of them judged by the "
         "one left out."
     )
+    about += "".join(f" The {name}: {each.chosen}." for name, each in critics.items() if each.chosen)
     shown = ("mae", "value_error", "pearson", "spearman", "auroc", "brier_skill", "calibration_error")
     return Table("Estimators", about, lines, shown)
 

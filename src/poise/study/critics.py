@@ -113,13 +113,18 @@ def critic_estimates(
             held_back=fitting.held_back,
             watch=_part_of(watch, tried, len(fitting.learning_rates)),
         )
-        fits.append((min(fit.held_back_losses), critic, fit))
+        fits.append((min(fit.held_back_losses), learning_rate, critic, fit))
         fits = [min(fits, key=lambda each: each[0])]  # one critic at a time is enough to hold
-    [(_, critic, fit)] = fits
+    [(loss, learning_rate, critic, fit)] = fits
     num = held_out.featured
     values = critic.values(_sequences(held_out, num if reads_completion else 0))
     values = values.unflatten(0, (-1, num)) if reads_completion else values[:, None].repeat(1, num)
-    return Estimates(values, fit.seconds, fit.cpu_seconds, fit.extra_bytes)
+    rates = ", ".join(f"{each:g}" for each in fitting.learning_rates)
+    chosen = (
+        f"learning rate {learning_rate:g} of {rates}, {fit.held_back_losses.index(loss)} of at most {fitting.epochs} "
+        f"epochs, loss {loss:.3f} on held-back prompts ({fit.held_back_losses[0]:.3f} untrained)"
+    )
+    return Estimates(values, fit.seconds, fit.cpu_seconds, fit.extra_bytes, chosen=chosen)
 
 
 def _sequences(rollouts: StudyRollouts, draws: int) -> list[list[int]]:
@@ -149,11 +154,13 @@ def _read(file: Path, made_with: dict[str, object]) -> Estimates | None:
         return None
     if told["made_with"] != made_with:
         return None
-    return Estimates(values, told["seconds"], told.get("cpu_seconds"), told["extra_bytes"])
+    return Estimates(
+        values, told["seconds"], told.get("cpu_seconds"), told["extra_bytes"], chosen=told.get("chosen", "")
+    )
 
 
 def _write(file: Path, estimates: Estimates, made_with: dict[str, object]) -> None:
-    cost = {name: getattr(estimates, name) for name in ("seconds", "cpu_seconds", "extra_bytes")}
+    cost = {name: getattr(estimates, name) for name in ("seconds", "cpu_seconds", "extra_bytes", "chosen")}
     told = {"made_with": made_with} | cost
     with written_whole(file) as place:
         save_file({"values": estimates.values.contiguous()}, place, metadata={"poise_critic": json.dumps(told)})

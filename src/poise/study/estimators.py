@@ -50,6 +50,8 @@ class Estimates:
     """State that is held beside the policy."""
     fold_errors: Float[Tensor, " training_prompts"] | None = None
     """For each training prompt the mean of (r - b)^2, b from fits without it; None where there are no such fits."""
+    chosen: str = ""
+    """What was chosen among several fits, in words."""
 
 
 def features(rollouts: StudyRollouts, view: View, draws: Sequence[int]) -> poise.Features:
