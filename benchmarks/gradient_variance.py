@@ -3,9 +3,10 @@
 Three steps of 256 prompts fill the windows; then other prompts, two rollouts each, are measured: gradients of the
 summed log-probability, of the embedded model with respect to all parameters (1,024 prompts), of SmolLM2 with respect to
 a fresh LoRA adapter and to the output head (256 prompts). `oracle` is the mean reward of 64 other rollouts of the
-prompt, `oracle, weighted` their score-norm-weighted mean. Below: the variance of a fixed number of rollouts spread over
-more or fewer prompts (proposition 1 of arXiv:2605.07579, oracle baseline), and how well the weights follow the true
-squared norms of scores.
+prompt, `oracle, weighted` their score-norm-weighted mean. Below: the bias of a baseline that reads its own rollout (the
+control `same-rollout` against `paper`, which swaps the same values between siblings; the others must have none); the
+variance of a fixed number of rollouts spread over more or fewer prompts (proposition 1 of arXiv:2605.07579, oracle
+baseline); and how well the weights follow the true squared norms of scores.
 
     python benchmarks/gradient_variance.py [--trained runs/NAME/checkpoints/checkpoint-N] [--cache FOLDER]
     python benchmarks/gradient_variance.py --model smollm2 [--cache FOLDER]
@@ -77,7 +78,10 @@ PRESETS = {
     "released-qwen3-4b, one probe": poise.preset("released-qwen3-4b", rloo_steps=1, own_domain=False),
     "poise-value": poise.preset("poise-value"),
     "poise": poise.preset("poise"),
+    "same-rollout": poise.preset("same-rollout"),
 }
+BIASES = (("same-rollout", "paper"), ("paper", "none"), ("poise-value", "none"), ("poise", "none"))
+"""Baselines, and others whose mean gradient theirs must equal if both are unbiased."""
 
 
 def preset_advantages(preset: poise.Preset, filling: FrozenRollouts, measured: FrozenRollouts) -> Tensor:
@@ -154,9 +158,10 @@ def measured_case(case: Case, cache: Path | None, seed: int) -> tuple[dict[str, 
     for kind in case.gradients:
         products = products_of(case, kind, frozen, case.measured, 2)
         numbers[kind], unit, table = variances(products, advantages, case.measured)
+        bias, bias_table = biases(products, advantages, case.measured)
         spread, spread_table = spread_variances(case, kind, frozen, unit)
-        text += [f"Gradient of {kind}:", table, spread_table, weights_against_norms(products, frozen)]
-        numbers[kind] |= spread
+        text += [f"Gradient of {kind}:", table, bias_table, spread_table, weights_against_norms(products, frozen)]
+        numbers[kind] |= bias | spread
     return numbers, "\n\n".join(text)
 
 
@@ -171,6 +176,18 @@ def variances(products: Tensor, advantages: dict[str, Tensor], num_prompts: int)
         rows.append([arm, f"{g.trace_covariance().value / unit:.3f}", *(shown(r) for r in ratios.values())])
     header = ["baseline", "tr Cov, none = 1", "/ rloo (95 % interval)", "/ none (95 % interval)"]
     return numbers, unit, markdown_table(header, rows)
+
+
+def biases(products: Tensor, advantages: dict[str, Tensor], num_prompts: int) -> tuple[dict[str, Any], str]:
+    """How far mean gradients of two arms on the same rollouts are apart: ||E (A - A') s||^2 over ||E r s||^2."""
+    scale = prompt_gradients(products, advantages["none"], groups(num_prompts, 2)).squared_signal().value
+    rows, numbers = [], {}
+    for arm, other in BIASES:
+        apart = prompt_gradients(products, advantages[arm] - advantages[other], groups(num_prompts, 2)).squared_signal()
+        numbers[f"{arm} - {other}"] = plain({"bias": apart})
+        rows.append([arm, other, shown(Estimate(apart.value / scale, apart.standard_error / scale))])
+    header = ["baseline", "against", "squared distance of mean gradients, squared signal = 1 (95 % interval)"]
+    return numbers, markdown_table(header, rows)
 
 
 def spread_variances(case: Case, kind: str, frozen: FrozenRollouts, unit: float) -> tuple[dict[str, Any], str]:
