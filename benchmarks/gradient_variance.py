@@ -6,7 +6,8 @@ a fresh LoRA adapter and to the output head (256 prompts). `oracle` is the mean 
 prompt, `oracle, weighted` their score-norm-weighted mean. Below: the bias of a baseline that reads its own rollout (the
 control `same-rollout` against `paper`, which swaps the same values between siblings; the others must have none); the
 variance of a fixed number of rollouts spread over more or fewer prompts (proposition 1 of arXiv:2605.07579, oracle
-baseline); and how well the weights follow the true squared norms of scores.
+baseline); noise over signal of pairs and of GRPO's groups of eight, the same number of rollouts; and how well the weights
+follow the true squared norms of scores.
 
     python benchmarks/gradient_variance.py [--trained runs/NAME/checkpoints/checkpoint-N] [--cache FOLDER]
     python benchmarks/gradient_variance.py --model smollm2 [--cache FOLDER]
@@ -31,6 +32,7 @@ from poise.gradient_variance import Estimate, head_score_products, prompt_gradie
 STEP, FILLING = 256, 3
 OTHERS = 64
 SPREAD = (1, 2, 4, 8)
+GROUP = 8
 Watch = Callable[[int], None]
 Products = Callable[[Policy, Tensor, Tensor, Tensor, Watch], Tensor]
 """Inner products of the scores of some rollouts: tokens, attention, completions."""
@@ -160,8 +162,10 @@ def measured_case(case: Case, cache: Path | None, seed: int) -> tuple[dict[str, 
         numbers[kind], unit, table = variances(products, advantages, case.measured)
         bias, bias_table = biases(products, advantages, case.measured)
         spread, spread_table = spread_variances(case, kind, frozen, unit)
-        text += [f"Gradient of {kind}:", table, bias_table, spread_table, weights_against_norms(products, frozen)]
-        numbers[kind] |= bias | spread
+        noise, noise_table = noise_of_groups(case, kind, frozen, products, advantages)
+        text += [f"Gradient of {kind}:", table, bias_table, noise_table, spread_table]
+        text.append(weights_against_norms(products, frozen))
+        numbers[kind] |= bias | noise | spread
     return numbers, "\n\n".join(text)
 
 
@@ -188,6 +192,36 @@ def biases(products: Tensor, advantages: dict[str, Tensor], num_prompts: int) ->
         rows.append([arm, other, shown(Estimate(apart.value / scale, apart.standard_error / scale))])
     header = ["baseline", "against", "squared distance of mean gradients, squared signal = 1 (95 % interval)"]
     return numbers, markdown_table(header, rows)
+
+
+def noise_of_groups(
+    case: Case, kind: str, frozen: FrozenRollouts, pair_products: Tensor, advantages: dict[str, Tensor]
+) -> tuple[dict[str, Any], str]:
+    """tr Cov / ||E g||^2 of a step of 128 rollouts: pairs, and GRPO's groups on a quarter of the prompts."""
+    prompts = 2 * case.measured // GROUP
+    products = products_of(case, kind, frozen, prompts, GROUP)
+    rewards = frozen.rewards[:prompts, :GROUP]
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    scaled = centred / (rewards.std(dim=1, keepdim=True) + 1e-4)  # TRL's
+    lengths = frozen.completion_mask[:prompts, :GROUP].sum(-1)
+    made = {
+        "GRPO": prompt_gradients(products, (scaled / lengths).flatten(), groups(prompts, GROUP)),
+        "GRPO, loss not divided by length": prompt_gradients(products, scaled.flatten(), groups(prompts, GROUP)),
+        "group mean, not scaled": prompt_gradients(products, centred.flatten(), groups(prompts, GROUP)),
+    }
+    for arm in ("rloo", "none", "paper", "poise-value", "poise"):
+        made[arm] = prompt_gradients(pair_products, advantages[arm], groups(case.measured, 2))
+    unit = 2 * case.measured / 128
+    found = {arm: each.noise_to_signal() for arm, each in made.items()}
+    rows, of_grpo = [], found["GRPO"]
+    for arm, each in found.items():
+        relative = [one.standard_error / one.value for one in (each, of_grpo)]
+        ratio = each.value / of_grpo.value
+        against = Estimate(ratio, 0.0 if arm == "GRPO" else abs(ratio) * float(torch.tensor(relative).norm()))
+        size = str(2 if arm in advantages else GROUP)
+        rows.append([arm, size, shown(Estimate(unit * each.value, unit * each.standard_error), 1), shown(against, 2)])
+    header = ["arm", "rollouts a prompt", "tr Cov / squared signal, a step of 128 rollouts (95 %)", "/ GRPO's (95 %)"]
+    return {"noise to signal": plain(found)}, markdown_table(header, rows)
 
 
 def spread_variances(case: Case, kind: str, frozen: FrozenRollouts, unit: float) -> tuple[dict[str, Any], str]:

@@ -26,6 +26,19 @@ def test_trace_covariance_is_that_of_explicit_gradients():
     assert measured.value == pytest.approx(float(gradients.var(dim=0).sum()) / 5, rel=1e-12)
 
 
+def test_noise_to_signal_is_their_ratio_in_any_unit_of_advantages_with_an_interval_over_prompts():
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(len(GROUPS), 5, dtype=torch.float64, generator=generator) + 1
+    advantages = torch.rand(len(GROUPS), dtype=torch.float64, generator=generator)
+    measured = prompt_gradients(scores @ scores.T, advantages, GROUPS)
+    found = measured.noise_to_signal()
+    assert found.value == pytest.approx(measured.trace_covariance().value / measured.squared_signal().value)
+    in_another_unit = prompt_gradients(scores @ scores.T, 7 * advantages, GROUPS).noise_to_signal()
+    assert in_another_unit.value == pytest.approx(found.value)
+    assert in_another_unit.standard_error == pytest.approx(found.standard_error)
+    assert found.standard_error > 0
+
+
 def test_squared_signal_is_the_mean_product_of_different_prompts():
     scores, advantages = random_case(1)
     gradients = explicit_gradients(scores, advantages)

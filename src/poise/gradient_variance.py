@@ -50,6 +50,12 @@ class PromptGradients:
         """||E g||^2, unbiased; it can come out negative where noise dominates."""
         return _jackknifed(lambda norms, total, prompts: _signal(norms, total, prompts), [self])
 
+    def noise_to_signal(self) -> Estimate:
+        """tr Cov / ||E g||^2, which does not depend on the unit of advantages; of use where the signal is clear."""
+        return _jackknifed(
+            lambda norms, total, prompts: _trace(norms, total, prompts) / _signal(norms, total, prompts), [self]
+        )
+
     def variance_ratio(self, other: "PromptGradients") -> Estimate:
         """tr Cov under these advantages over that under `other`'s, on the same rollouts."""
         return _jackknifed(
