@@ -6,8 +6,8 @@ a fresh LoRA adapter and to the output head (256 prompts). `oracle` is the mean 
 prompt, `oracle, weighted` their score-norm-weighted mean. Below: the bias of a baseline that reads its own rollout (the
 control `same-rollout` against `paper`, which swaps the same values between siblings; the others must have none); the
 variance of a fixed number of rollouts spread over more or fewer prompts (proposition 1 of arXiv:2605.07579, oracle
-baseline); noise over signal of pairs and of GRPO's groups of eight, the same number of rollouts; and how well the weights
-follow the true squared norms of scores.
+baseline); noise over signal of pairs and of GRPO's groups of eight, as many rollouts; and how well the weights follow
+the true squared norms of scores.
 
     python benchmarks/gradient_variance.py [--trained runs/NAME/checkpoints/checkpoint-N] [--cache FOLDER]
     python benchmarks/gradient_variance.py --model smollm2 [--cache FOLDER]
