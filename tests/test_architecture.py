@@ -25,7 +25,7 @@ LAYERS = [
     {""},
     {"rewards", "tasks", "models"},
     {"engines"},
-    {"settings", "run_directory", "training", "report", "study", "compare", "evaluate", "doctor"},
+    {"settings", "run_directory", "run_recorder", "training", "report", "study", "compare", "evaluate", "doctor"},
     {"cli"},
 ]
 """Parts of the package, the lowest first. A part imports its own layer and those below; "" is `poise` itself."""

@@ -21,8 +21,9 @@ from poise.cli.train_progress import PlainLines, status_text
 from poise.evaluate import HeldOutAccuracy
 from poise.rewards.grading import Grader, Verdict
 from poise.run_directory import RunDirectory
+from poise.run_recorder import Progress
 from poise.settings import run_settings, trainer_types
-from poise.training import Progress, TrainingRun
+from poise.training import TrainingRun
 
 # Hosts warn of their own deprecated options; the command silences them, direct calls here do not.
 pytestmark = [

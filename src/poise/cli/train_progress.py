@@ -14,7 +14,7 @@ from rich.text import Text
 from poise.cli.terminal import clock, console
 
 if TYPE_CHECKING:
-    from poise.training import Progress
+    from poise.run_recorder import Progress
 
 
 @contextmanager

@@ -27,10 +27,11 @@ from poise.compare.arms import arm_named
 from poise.compare.gradient_noise import gradient_noise
 from poise.compare.plan import Conditions, Run
 from poise.compare.trainers import CriticTrainer, Tallied, arm_trainer
+from poise.evaluate.policy import policy_accuracy
 from poise.models.named import named_model
 from poise.rewards.graded_task import GradedTask
 from poise.run_directory import RunDirectory
-from poise.training import policy_accuracy, tokenizer_and_task, torch_threads, versions
+from poise.training import tokenizer_and_task, torch_threads, versions
 
 GRADIENT_PROMPTS_SEED = 2
 """Of the training problems that gradients are taken of, whatever the seed of the run."""
