@@ -94,7 +94,6 @@ class PublishedBaseline:
         self.windows: dict[str, Window] = {}
         self.probes: dict[str, Probe] = {}
         self.solved = True
-        self._unsolved: set[str] = set()
 
     def step(
         self,
@@ -116,7 +115,7 @@ class PublishedBaseline:
         index = {route: torch.tensor([r == route for r in routes]) for route in dict.fromkeys(routes)}
         baselines = rloo_baselines(rewards, groups, gradable)
         values = torch.full_like(rewards, torch.nan)
-        self.solved = self._unsolved.isdisjoint(index)
+        self.solved = not any(self._can_be_fitted(route) and route not in self.probes for route in index)
         for route, inside in index.items():
             if route in self.probes and self.steps >= self.recipe.rloo_steps:
                 values[inside] = baselines[inside] = self.probes[route](rows[inside])
@@ -134,16 +133,15 @@ class PublishedBaseline:
         return baselines, values
 
     def _refit(self, routes: list[str]) -> None:
-        if self.steps < self.recipe.rloo_steps:
-            return
         for route, window in self.windows.items():
-            if (route in routes or route not in self.probes) and len(window.targets) > 1:
-                self._unsolved.discard(route)
+            if (route in routes or route not in self.probes) and self._can_be_fitted(route):
                 try:
                     self.probes[route] = fitted_probe(window, self.recipe)
                 except (np.linalg.LinAlgError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
                     self.probes.pop(route, None)
-                    self._unsolved.add(route)
+
+    def _can_be_fitted(self, route: str) -> bool:
+        return self.steps >= self.recipe.rloo_steps and route in self.windows and len(self.windows[route].targets) > 1
 
     def state_dict(self) -> dict[str, Any]:
         """Plain arrays: the windows. The probes follow from them."""
@@ -159,5 +157,5 @@ class PublishedBaseline:
             route: Window(*(state[f"window.{k}.{name}"] for name in Window.__dataclass_fields__))
             for k, route in enumerate(state["routes"])
         }
-        self.probes, self._unsolved = {}, set()
+        self.probes = {}
         self._refit([])
