@@ -222,7 +222,7 @@ class Schedule:
 
         def tell(said: Mapping[str, Any], *, finished: bool = False) -> None:
             left = self.missing()
-            ahead = max(0.0, len(left) - (0 if finished else said["share"]))  # the last run may have left its summary
+            ahead = len(left) - (said["share"] if run in left else 0)
             with self._lock:
                 took = list(self._took)
             watch(
