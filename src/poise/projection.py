@@ -49,7 +49,8 @@ def principal_axes(rows: Float[Tensor, "rows width"], *, components: int) -> Pri
     With no rows at all the axes have no direction.
     """
     width = rows.shape[1]
-    mean, covariance = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
+    mean = rows.new_zeros(width, dtype=torch.float64)
+    covariance = rows.new_zeros(width, width, dtype=torch.float64)
     for part in rows.split(_ROWS_AT_ONCE):
         mean += part.sum(dim=0, dtype=torch.float64) / max(len(rows), 1)
     for part in rows.split(_ROWS_AT_ONCE):
