@@ -245,9 +245,6 @@ def test_a_run_that_is_stopped_ends_as_a_short_one(tmp_path):
     assert {row["value"] for row in rows} == {None}
 
 
-# The screen.
-
-
 def test_a_run_that_cannot_grade_what_it_samples_is_stopped_and_shows_what_it_could_not_grade(tmp_path, monkeypatch):
     verdicts = Grader.verdicts
 
@@ -269,6 +266,9 @@ def test_a_run_that_cannot_grade_what_it_samples_is_stopped_and_shows_what_it_co
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] < 40
     assert (tmp_path / "run" / "checkpoints" / f"checkpoint-{summary['steps']}").is_dir()
+
+
+# The screen.
 
 
 def test_the_first_interrupt_asks_and_the_second_interrupts(capsys):
