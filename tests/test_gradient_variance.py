@@ -37,6 +37,8 @@ def test_noise_to_signal_is_their_ratio_in_any_unit_of_advantages_with_an_interv
     assert in_another_unit.value == pytest.approx(found.value)
     assert in_another_unit.standard_error == pytest.approx(found.standard_error)
     assert found.standard_error > 0
+    halved = found.times(-0.5)
+    assert (halved.value, halved.standard_error) == (-found.value / 2, found.standard_error / 2)
 
 
 def test_squared_signal_is_the_mean_product_of_different_prompts():

@@ -35,6 +35,10 @@ class Estimate:
         """95 % interval, normal."""
         return self.value - 1.96 * self.standard_error, self.value + 1.96 * self.standard_error
 
+    def times(self, factor: float) -> "Estimate":
+        """In another unit."""
+        return Estimate(factor * self.value, abs(factor) * self.standard_error)
+
 
 @dataclass(frozen=True)
 class PromptGradients:

@@ -65,11 +65,10 @@ def gradient_noise(
     if len(found) < _LEAST_PROMPTS:
         return nothing | {f"gradient/{name}": torch.nan for name in ("trace", "signal")}
     products = PromptGradients((found @ found.T).double())
-    trace, signal = products.trace_covariance(), products.squared_signal()
-    scale = len(found) / a_batch
+    trace, signal = products.trace_covariance().times(len(found) / a_batch), products.squared_signal()
     measured = nothing | {
-        "gradient/trace": scale * trace.value,
-        "gradient/trace_error": scale * trace.standard_error,
+        "gradient/trace": trace.value,
+        "gradient/trace_error": trace.standard_error,
         "gradient/signal": signal.value,
         "gradient/signal_error": signal.standard_error,
     }
