@@ -14,6 +14,7 @@ the true squared norms of scores.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,10 +160,11 @@ def measured_case(case: Case, cache: Path | None, seed: int) -> tuple[dict[str, 
     numbers: dict[str, Any] = {}
     for kind in case.gradients:
         products = products_of(case, kind, frozen, case.measured, 2)
+        of_groups = products_of(case, kind, frozen, 2 * case.measured // GROUP, GROUP)
         numbers[kind], unit, table = variances(products, advantages, case.measured)
         bias, bias_table = biases(products, advantages, case.measured)
-        spread, spread_table = spread_variances(case, kind, frozen, unit)
-        noise, noise_table = noise_of_groups(case, kind, frozen, products, advantages)
+        noise, noise_table = noise_of_groups(frozen, products, of_groups, advantages)
+        spread, spread_table = spread_variances(case, frozen, {2: products, GROUP: of_groups}, unit)
         text += [f"Gradient of {kind}:", table, bias_table, noise_table, spread_table]
         text.append(weights_against_norms(products, frozen))
         numbers[kind] |= bias | noise | spread
@@ -189,53 +191,58 @@ def biases(products: Tensor, advantages: dict[str, Tensor], num_prompts: int) ->
     for arm, other in BIASES:
         apart = prompt_gradients(products, advantages[arm] - advantages[other], groups(num_prompts, 2)).squared_signal()
         numbers[f"{arm} - {other}"] = plain({"bias": apart})
-        rows.append([arm, other, shown(Estimate(apart.value / scale, apart.standard_error / scale))])
+        rows.append([arm, other, shown(apart.times(1 / scale))])
     header = ["baseline", "against", "squared distance of mean gradients, squared signal = 1 (95 % interval)"]
     return numbers, markdown_table(header, rows)
 
 
 def noise_of_groups(
-    case: Case, kind: str, frozen: FrozenRollouts, pair_products: Tensor, advantages: dict[str, Tensor]
+    frozen: FrozenRollouts, of_pairs: Tensor, of_groups: Tensor, advantages: dict[str, Tensor]
 ) -> tuple[dict[str, Any], str]:
     """tr Cov / ||E g||^2 of a step of 128 rollouts: pairs, and GRPO's groups on a quarter of the prompts."""
-    prompts = 2 * case.measured // GROUP
-    products = products_of(case, kind, frozen, prompts, GROUP)
+    prompts = len(of_groups) // GROUP
     rewards = frozen.rewards[:prompts, :GROUP]
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     scaled = centred / (rewards.std(dim=1, keepdim=True) + 1e-4)  # TRL's
     lengths = frozen.completion_mask[:prompts, :GROUP].sum(-1)
     made = {
-        "GRPO": prompt_gradients(products, (scaled / lengths).flatten(), groups(prompts, GROUP)),
-        "GRPO, loss not divided by length": prompt_gradients(products, scaled.flatten(), groups(prompts, GROUP)),
-        "group mean, not scaled": prompt_gradients(products, centred.flatten(), groups(prompts, GROUP)),
+        "GRPO": prompt_gradients(of_groups, (scaled / lengths).flatten(), groups(prompts, GROUP)),
+        "GRPO, loss not divided by length": prompt_gradients(of_groups, scaled.flatten(), groups(prompts, GROUP)),
+        "group mean, not scaled": prompt_gradients(of_groups, centred.flatten(), groups(prompts, GROUP)),
     }
     for arm in ("rloo", "none", "paper", "poise-value", "poise"):
-        made[arm] = prompt_gradients(pair_products, advantages[arm], groups(case.measured, 2))
-    unit = 2 * case.measured / 128
+        made[arm] = prompt_gradients(of_pairs, advantages[arm], groups(len(of_pairs) // 2, 2))
     found = {arm: each.noise_to_signal() for arm, each in made.items()}
     rows, of_grpo = [], found["GRPO"]
     for arm, each in found.items():
-        relative = [one.standard_error / one.value for one in (each, of_grpo)]
-        ratio = each.value / of_grpo.value
-        against = Estimate(ratio, 0.0 if arm == "GRPO" else abs(ratio) * float(torch.tensor(relative).norm()))
+        relative = math.hypot(*(one.standard_error / one.value for one in (each, of_grpo)))
+        ratio = Estimate(
+            each.value / of_grpo.value, 0.0 if arm == "GRPO" else abs(each.value / of_grpo.value) * relative
+        )
         size = str(2 if arm in advantages else GROUP)
-        rows.append([arm, size, shown(Estimate(unit * each.value, unit * each.standard_error), 1), shown(against, 2)])
+        rows.append([arm, size, shown(each.times(len(of_pairs) / 128), 1), shown(ratio, 2)])
     header = ["arm", "rollouts a prompt", "tr Cov / squared signal, a step of 128 rollouts (95 %)", "/ GRPO's (95 %)"]
     return {"noise to signal": plain(found)}, markdown_table(header, rows)
 
 
-def spread_variances(case: Case, kind: str, frozen: FrozenRollouts, unit: float) -> tuple[dict[str, Any], str]:
-    """tr Cov of a fixed number of rollouts over more or fewer prompts: numbers and table."""
+def spread_variances(
+    case: Case, frozen: FrozenRollouts, products: Mapping[int, Tensor], unit: float
+) -> tuple[dict[str, Any], str]:
+    """tr Cov of a fixed number of rollouts over more or fewer prompts: numbers and table.
+
+    `products`: inner products of scores, by how many rollouts of a prompt there are in them.
+    """
     rows, numbers = [], {}
     for num in SPREAD:
         prompts = case.spread // num
         oracle = oracle_baselines(frozen, prompts, weighted=False).repeat_interleave(num)
         advantages = frozen.rewards[:prompts, :num].flatten() - oracle
-        products = products_of(case, kind, frozen, prompts, num)
-        trace = prompt_gradients(products, advantages, groups(prompts, num)).trace_covariance()
+        held = min(size for size in products if size >= num)
+        by_prompt = products[held].unflatten(0, (-1, held)).unflatten(2, (-1, held))
+        chosen = by_prompt[:prompts, :num, :prompts, :num].reshape(prompts * num, -1)
+        trace = prompt_gradients(chosen, advantages, groups(prompts, num)).trace_covariance()
         numbers[f"oracle, m = {num}"] = plain({"trace": trace})
-        scaled = Estimate(trace.value / unit, trace.standard_error / unit)
-        rows.append([str(num), str(prompts), shown(scaled)])
+        rows.append([str(num), str(prompts), shown(trace.times(1 / unit))])
     header = [f"rollouts a prompt (of {case.spread})", "prompts", "tr Cov, in the unit above (95 % interval)"]
     return numbers, markdown_table(header, rows)
 
