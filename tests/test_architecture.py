@@ -16,7 +16,7 @@ ROOT = Path(poise.__file__).parent
 LAYERS = [
     {"checksums", "whole_files"},
     {"baselines", "diagnostics", "gradient_variance", "history", "projection", "probe"}
-    | {"features", "scalars", "hidden_states", "value_probes"},
+    | {"features", "scalars", "hidden_states", "subsampling", "value_probes"},
     {"evidence"},
     {"presets"},
     {"choice", "published", "batch"},

@@ -104,6 +104,13 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
     domain_column: str = field(
         default="domain", metadata={"help": "Column of the data set that names a prompt's domain, if it is there."}
     )
+    update_share: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of each minibatch that the policy is updated on. Below 1, rollouts are drawn by the size of "
+            "their gradients and count for those left out, so that the gradient's mean stays what it was."
+        },
+    )
     poise_feature_pass: str = field(
         default="auto",
         metadata={
@@ -146,6 +153,7 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
             )
         if self.loss_type not in LOSS_NORMALIZATION:
             raise ValueError(f"loss_type must be one of {sorted(LOSS_NORMALIZATION)}, got {self.loss_type!r}")
+        self._check_update_share()
         if self.pool_tokens < 1:
             raise ValueError(f"hidden states are pooled over 1 token or more, got pool_tokens={self.pool_tokens}")
         if self.poise_feature_pass not in ("auto", "require_free"):
@@ -162,6 +170,22 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
         if steps > 0:  # else a share of a number of epochs, not known yet
             rounded = self.whole_generations(steps)
             self.save_steps = share if rounded == steps else rounded
+
+    def _check_update_share(self) -> None:
+        if not 0 < self.update_share <= 1:
+            raise ValueError(f"update_share must lie above 0 and be at most 1, got {self.update_share:g}")
+        if self.update_share == 1:
+            return
+        if self.loss_normalization != "constant":
+            raise ValueError(
+                "update_share below 1 leaves the gradient unbiased only under a loss with a constant normaliser: "
+                f"loss_type must be 'dr_grpo' or 'luspo', got {self.loss_type!r}"
+            )
+        if self.beta != 0 or self.top_entropy_quantile < 1:
+            raise ValueError(
+                "update_share below 1 draws rollouts by their advantages, and a term without them would be wrong: "
+                f"beta must be 0 and top_entropy_quantile 1, got {self.beta:g} and {self.top_entropy_quantile:g}"
+            )
 
     @property
     def steps_between_generations(self) -> int:

@@ -30,6 +30,7 @@ from poise.engines.trl.config import PoiseConfig
 from poise.engines.trl.finite_steps import FILE, FiniteSteps
 from poise.features import MEAN_ENTROPIES, Features, end_of_thinking_ids, reasoning_mask, score_norm_weights
 from poise.hidden_states import HiddenStateCapture, capture_hidden_states, checked_layers, decoder_blocks
+from poise.subsampling import drawn_rollouts
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +183,8 @@ class PoiseTrainer(CheckpointedTrainer):
         advantages = self._advantages(inputs, scored, behaviour)
         first = self.accelerator.process_index * len(inputs)
         scored["advantages"] = advantages[first : first + len(inputs)].to(scored["advantages"])
+        if self.args.update_share < 1:
+            scored["gradient_sizes"] = self._gradient_sizes(scored, behaviour)
         shown = self._logs["advantages"]
         for _ in range(len(advantages)):
             shown.pop()
@@ -215,12 +218,36 @@ class PoiseTrainer(CheckpointedTrainer):
         return self._passes[-1]
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss of a minibatch, looked at."""
+        """TRL's loss of a minibatch, or of the rollouts that are drawn to stand for it, looked at."""
+        if self.model.training and "gradient_sizes" in inputs:
+            inputs = self._drawn(inputs)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         logprobs, self._newest_logprobs = self._newest_logprobs, None
         if self.model.training and logprobs is not None:
             self.finite_steps.see_loss(loss, inputs, logprobs)
         return loss
+
+    def _gradient_sizes(self, scored: dict[str, Any], behaviour: PolicyPass | None) -> Float[Tensor, "B"]:
+        """|A| times the estimated norm of the score; |A| alone where no pass tells of it."""
+        sizes: Tensor = scored["advantages"].abs()
+        if behaviour is None:
+            return sizes
+        return sizes * self._weights(behaviour, scored["completion_mask"].bool()).sqrt().to(sizes)
+
+    def _drawn(self, minibatch: dict[str, Any]) -> dict[str, Any]:
+        """Rollouts that stand for a minibatch; all of it where a number is not finite, for `finite_steps` to see."""
+        sizes = minibatch["gradient_sizes"]
+        if not bool(sizes.isfinite().all()):
+            return minibatch
+        rows, counts_for, grown = drawn_rollouts(sizes, self.args.update_share)
+        rows = rows.to(sizes.device)
+        drawn = {
+            name: part[rows] if isinstance(part, Tensor) and part.ndim else part for name, part in minibatch.items()
+        }
+        # The loss is a mean over rows, and those that were not drawn belong to it.
+        drawn["advantages"] = drawn["advantages"] * (counts_for * len(rows) / len(sizes)).to(drawn["advantages"])
+        self._metrics["train"]["poise/update_noise"].append(grown)
+        return drawn
 
     # The baseline: everything gathered, one step in the main process, advantages for all.
 
