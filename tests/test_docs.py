@@ -93,6 +93,7 @@ def test_every_metric_has_its_line_and_every_line_its_metric():
     baseline = poise.OnlineBaseline(poise.preset("poise"))
     logged = set(drawn_rollouts([2] * 4, seed=0).given_to(baseline).metrics)
     engine = {"poise/extra_forward", "poise/masked_share", "poise/skipped_share", "poise/alone_share"}
+    engine |= {"poise/update_noise"}
     trainers = "".join((ROOT / f"src/poise/engines/{host}/trainer.py").read_text() for host in ("trl", "verl"))
     assert all(key in trainers for key in engine)
     documented = set(re.findall(r"^\| `(poise/\w+)`", (ROOT / "docs/metrics.md").read_text(), flags=re.MULTILINE))
