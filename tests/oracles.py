@@ -71,7 +71,7 @@ class ScikitLearnProbe:
         penalty=None,
         members=None,
         stacking_penalty=None,
-        group_target=False,
+        target="siblings",
         components=None,
         rows=4096,
         domain_rows=None,
@@ -81,7 +81,7 @@ class ScikitLearnProbe:
         self.members, self.stacking_penalty = members or [("ridge", penalty)], stacking_penalty
         self.components, self.rows, self.domain_rows = components, rows, domain_rows or {}
         self.own_domain, self.rloo_steps, self.steps = own_domain, rloo_steps, 0
-        self.group_target = group_target
+        self.target = target
         self.windows, self.models = {}, {}
 
     def step(self, prompt, completion, scalars, rewards, prompts, domains):
@@ -89,7 +89,9 @@ class ScikitLearnProbe:
         z = [part.numpy() for part in (prompt, completion, scalars)]
         baselines = np.array(sibling_mean(rewards.tolist(), prompts))
         targets = baselines.copy()
-        if self.group_target:
+        if self.target == "own":
+            targets = rewards.numpy().astype(np.float64)
+        if self.target == "group":
             targets = np.array([rewards[[q == p for q in prompts]].mean().item() for p in prompts])
         routes = domains if self.own_domain else ["all"] * len(prompts)
         for route in set(routes):

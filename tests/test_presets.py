@@ -109,7 +109,7 @@ def test_presets_cannot_be_edited_in_place():
         ("paper", {"penalty": 0.0}, "a probe's penalty must be positive, got 0.0"),
         ("paper", {"members": (("ridge", 1.0), ("svm", 1.0))}, "probes are ridge, logistic, mlp; got 'svm'"),
         ("paper", {"combination": "median"}, "combination is one of mean, stacked, got 'median'"),
-        ("paper", {"target": "own"}, "target is one of siblings, group, got 'own'"),
+        ("paper", {"target": "mine"}, "target is one of siblings, group, own, got 'mine'"),
     ],
 )
 def test_bad_presets_are_refused_with_a_sentence(name, changes, sentence):

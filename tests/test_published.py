@@ -48,7 +48,8 @@ RELEASED = {
         {"members": [["ridge", 0.1], ["ridge", 300.0], ["logistic", 30.0]], "combination": "stacked"},
         {"members": [("ridge", 0.1), ("ridge", 300.0), ("logistic", 30.0)], "stacking_penalty": 0.01},
     ),
-    "group mean": ({"target": "group"}, {"penalty": 100.0, "group_target": True}),
+    "group mean": ({"target": "group"}, {"penalty": 100.0, "target": "group"}),
+    "own reward": ({"target": "own"}, {"penalty": 100.0, "target": "own"}),
 }
 """Options of the release: fields of the preset, and the oracle's words for them."""
 
@@ -74,8 +75,8 @@ def test_scalars_by_name_enter_the_published_probe_too():
         assert_close(step.baselines, expected, atol=1e-6, rtol=0)
 
 
-def test_group_mean_targets_make_poorer_values():
-    # The states of a rollout tell its own outcome, which is in its group's mean and of no use to its sibling.
+def test_targets_with_the_own_reward_in_them_make_poorer_values():
+    # The states of a rollout tell its own outcome, which is of no use to its sibling.
     def error(target):
         baseline = poise.OnlineBaseline(poise.preset("paper", target=target, penalty=10.0))
         for seed in range(5):
@@ -83,11 +84,12 @@ def test_group_mean_targets_make_poorer_values():
             baselines = rollouts.given_to(baseline).baselines
         return float((baselines - rollouts.values).square().mean())
 
-    assert error("group") > 1.2 * error("siblings")
+    assert error("own") > error("group") > 1.2 * error("siblings")
 
 
 def test_the_biased_control_is_the_rollouts_own_value():
-    control, paper = (poise.OnlineBaseline(poise.preset(name)) for name in ("same-rollout", "paper"))
+    control = poise.OnlineBaseline(poise.preset("same-rollout"))
+    paper = poise.OnlineBaseline(poise.preset("paper", target="own"))
     first, second = steps(2)
     assert torch.equal(first.given_to(control).baselines, first.given_to(paper).baselines)
     own, swapped = second.given_to(control), second.given_to(paper)

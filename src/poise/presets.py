@@ -15,7 +15,7 @@ from poise.features import MEAN_ENTROPIES
 from poise.scalars import check_scalar_names
 from poise.value_probes import COMBINATIONS, PROBES
 
-TARGETS = ("siblings", "group")
+TARGETS = ("siblings", "group", "own")
 """What the published probe may be fitted to."""
 
 
@@ -93,11 +93,11 @@ class EarlierStepsRecipe:
     """How the members' values become one: "mean", or "stacked" by a ridge on values of prompts they had not seen."""
     stacking_penalty: float = 0.01
     target: str = "siblings"
-    """What a row's probe is fitted to: "siblings", their mean reward, or "group", the mean with the row's own in it.
-    The second makes poorer values (they tell the own outcome, which nobody may use), and is as exact: targets are of
-    earlier steps."""
+    """What a row's probe is fitted to: "siblings", their mean reward; "group", the mean with the row's own in it; or
+    "own", that alone. The others make poorer values (they tell the own outcome, which nobody may use), and are as
+    exact: targets are of earlier steps."""
     cross_rollout: bool = True
-    """A rollout's baseline is its siblings' mean value. False is the biased control: its own value."""
+    """A rollout's baseline is its siblings' mean value. False is biased: its own value."""
     scalars: tuple[str, ...] = MEAN_ENTROPIES
     """Of `poise.scalars.SCALARS`; a name that begins with `own:` is yours."""
     prompt_components: int | None = None
@@ -247,7 +247,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             Preset("shrunk-rloo", LeaveOnePromptOutRecipe(evidence=("constant", "domain", "sibling_reward"))),
             Preset("prompt-only", LeaveOnePromptOutRecipe(evidence=("constant", "domain", "history", "prompt_states"))),
             Preset("group-mean", RewardsRecipe("group-mean")),
-            Preset("same-rollout", EarlierStepsRecipe(cross_rollout=False)),
+            Preset("same-rollout", EarlierStepsRecipe(target="own", cross_rollout=False)),
             Preset("none", RewardsRecipe("none")),
         )
     }

@@ -109,7 +109,11 @@ class PublishedBaseline:
         `rows.targets` is overwritten: the targets are made here, from the group's rewards.
         """
         means, siblings = sibling_means(rewards[:, None], groups, gradable)
-        targets = means[:, 0] if self.recipe.target == "siblings" else group_mean_baselines(rewards, groups, gradable)
+        targets = {
+            "siblings": lambda: means[:, 0],
+            "group": lambda: group_mean_baselines(rewards, groups, gradable),
+            "own": lambda: rewards,
+        }[self.recipe.target]()
         rows = replace(rows, targets=targets)
         routes = domains if self.recipe.own_domain else [""] * len(domains)
         index = {route: torch.tensor([r == route for r in routes]) for route in dict.fromkeys(routes)}
