@@ -47,10 +47,11 @@ def weights(trainer: RecordedTrainer) -> torch.Tensor:
     [
         ({}, 5),
         ({"num_iterations": 2, "save_steps": 4}, 5),
+        ({"update_share": 0.5}, 5),
         ({"data": addition_prompts(16)}, 5),
         ({"data": addition_prompts(16)}, 7),
     ],
-    ids=["minibatches", "iterations", "at the end of an epoch", "in the second epoch"],
+    ids=["minibatches", "iterations", "a share of the rollouts", "at the end of an epoch", "in the second epoch"],
 )
 def test_a_killed_run_started_again_goes_on_as_if_it_had_not_been(build, tmp_path, options, step):
     settings = CHECKPOINTED | {"learning_rate": 1e-2, "max_steps": 8, "per_device_train_batch_size": 8} | options

@@ -54,6 +54,7 @@ def test_every_loss_trains_on_the_baseline_s_advantages(build, loss_type):
         {"gradient_accumulation_steps": 2},
         {"gradient_accumulation_steps": 2, "steps_per_generation": 2},
         {"num_iterations": 2},
+        {"update_share": 0.5, "gradient_accumulation_steps": 2},
         {"beta": 0.05},
         {"beta": 0.05, "sync_ref_model": True, "ref_model_sync_steps": 1},
         {"importance_sampling_level": "sequence", "epsilon_high": 0.28, "delta": 2.0},
