@@ -1,7 +1,8 @@
 """A rollout for tests, in the place of vLLM: `transformers` in a Ray actor, whose weights follow the trainer's.
 
 What is sampled depends on the weights, the prompt, the step and how often the prompt was asked in that step, and on
-nothing else: two runs with the same weights sample the same.
+nothing else: two runs with the same weights sample the same, while nobody interrupts them. Interrupted, a sampler gives
+what it has, and is asked for the rest when it has newer weights.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from verl.workers.rollout.base import _ROLLOUT_REGISTRY, BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry, TokenOutput
 
 NAME = "sampler"
+TOKENS, TOKENS_AT_ONCE = 8, 4
 
 
 def server_name(rank):
@@ -26,26 +28,37 @@ class SamplerServer:
 
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         self.global_steps, self.asked = 0, {}
+        self.interrupted = False
+        self.end = self.model.generation_config.eos_token_id
 
     async def generate(self, prompt_ids, sampling_params, request_id, **named):
         asked = self.asked[tuple(prompt_ids)] = self.asked.get(tuple(prompt_ids), 0) + 1
+        ids, scores = [], []
+        while len(ids) < TOKENS and ids[-1:] != [self.end] and not self.interrupted:
+            more, their_scores = self.continued(prompt_ids + ids, asked, sampling_params["temperature"])
+            ids, scores = ids + more, scores + their_scores
+            await asyncio.sleep(0.01)  # others may interrupt
+        reason = "aborted" if self.interrupted else "completed"
+        return TokenOutput(
+            token_ids=ids, log_probs=scores, stop_reason=reason, extra_fields={"global_steps": self.global_steps}
+        )
+
+    def continued(self, prompt_ids, asked, temperature):
+        """Some more tokens and their log-probabilities."""
         digest = hashlib.sha256(repr((prompt_ids, self.global_steps, asked)).encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:7], "big"))
         output = self.model.generate(
             torch.tensor([prompt_ids]),
             attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.int64),
-            do_sample=sampling_params["temperature"] > 0,
-            temperature=sampling_params["temperature"] or None,
+            do_sample=temperature > 0,
+            temperature=temperature or None,
             top_k=0,
-            max_new_tokens=8,
+            max_new_tokens=TOKENS_AT_ONCE,
             output_scores=True,
             return_dict_in_generate=True,
         )
         ids = output.sequences[0, len(prompt_ids) :].tolist()
-        scores = [score[0].log_softmax(0)[token].item() for score, token in zip(output.scores, ids, strict=True)]
-        return TokenOutput(
-            token_ids=ids, log_probs=scores, stop_reason="completed", extra_fields={"global_steps": self.global_steps}
-        )
+        return ids, [score[0].log_softmax(0)[token].item() for score, token in zip(output.scores, ids, strict=True)]
 
     async def update(self, weights, global_steps):
         self.model.load_state_dict(weights)
@@ -54,7 +67,13 @@ class SamplerServer:
     async def nothing(self, *positional, **named):
         return None
 
-    wake_up = sleep = abort_all_requests = resume_generation = clear_kv_cache = nothing
+    async def abort_all_requests(self, *positional, **named):
+        self.interrupted = True
+
+    async def resume_generation(self):
+        self.interrupted = False
+
+    wake_up = sleep = clear_kv_cache = nothing
 
 
 class SamplerReplica(RolloutReplica):

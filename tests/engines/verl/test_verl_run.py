@@ -149,6 +149,23 @@ def saved(run, step):
 
 
 @pytest.mark.slow
+def test_a_run_that_samples_ahead_trains_is_killed_and_goes_on(overrides, tmp_path):
+    overrides = [*overrides, "trainer.v1.trainer_mode=colocate_async"]
+    killed = Run(overrides, tmp_path, tmp_path / "killed.log")
+    killed.killed_after(f"step:{SAVED_AT + 1} ")
+    resumed = Run(overrides, tmp_path, tmp_path / "resumed.log").finished()
+    assert resumed.metric("training/global_step") == list(range(SAVED_AT + 1, STEPS + 1))
+    for run, steps in ((killed, SAVED_AT + 1), (resumed, STEPS - SAVED_AT)):
+        assert run.metric("poise/ungradable_share")[:steps] == run.metric("poise/alone_share")[:steps] == [0.0] * steps
+        assert all(abs(value) > 0 for value in run.metric("critic/advantages/max")[:steps])
+    # Rollouts of earlier policies were trained on, which is what this trainer is about.
+    assert max(killed.metric("training/off_policy/trajectory_staleness_worst/max")) >= 1
+    plain, arrays = saved(resumed, STEPS)
+    assert plain["fitted_for"]["layers"] == [0, 1]
+    assert len(arrays["method.history.keys"]) == 16
+
+
+@pytest.mark.slow
 def test_a_run_trains_and_one_that_was_killed_arrives_at_the_same_baseline(overrides, tmp_path):
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
