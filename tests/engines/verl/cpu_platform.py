@@ -9,9 +9,26 @@ import types
 from contextlib import nullcontext
 
 import torch
+from torch.distributed.fsdp import FullyShardedDataParallel
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 from verl.utils import distributed
+
+begin_fsdp1 = FullyShardedDataParallel.__init__
+
+
+def begin_fsdp1_on_cpu(self, module, *positional, **named):
+    """torch's FSDP 1 with the CPU as its device, where verl gives the number of a GPU."""
+    if named.get("sync_module_states"):  # of the first process; torch does so between GPUs alone
+        if any(each.is_meta for each in module.parameters()):
+            module.to_empty(device="cpu")
+        for each in (*module.parameters(), *module.buffers()):
+            torch.distributed.broadcast(each.data, 0)
+        named |= {"device_id": torch.device("cpu"), "sync_module_states": False}
+    begin_fsdp1(self, module, *positional, **named)
+
+
+FullyShardedDataParallel.__init__ = begin_fsdp1_on_cpu
 
 
 def nothing(*positional, **named):

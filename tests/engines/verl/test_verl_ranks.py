@@ -7,6 +7,7 @@ import torch.multiprocessing
 from conformance import TEMPERATURE, recorded_steps
 from safetensors.torch import load_file, save_file
 from test_verl_reading import REQUEST, assert_as_recorded
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from workers import free_port, read, rollout_batch, training_worker
@@ -34,9 +35,17 @@ def rows_of(rank, parallel):
     return step.prompt_ids[own], step.completion_ids[own]
 
 
+CASES = {  # whose rows a process reads, attention, processes to a row, what shards the weights
+    "data": ("data", "sdpa", 1, "fsdp2"),
+    "data, FSDP 1": ("data", "sdpa", 1, "fsdp"),
+    "sequence": ("sequence", "over_processes", 2, "fsdp2"),
+    "sequence, FSDP 1": ("sequence", "over_processes", 2, "fsdp"),
+}
+
+
 def read_in_process(rank, policy_folder, port, folder):
     AttentionInterface.register("over_processes", attention_over_processes)
-    for parallel, attention, size in (("data", "sdpa", 1), ("sequence", "over_processes", 2)):
+    for name, (parallel, attention, size, strategy) in CASES.items():
         worker = training_worker(
             policy_folder,
             rank=rank,
@@ -44,12 +53,14 @@ def read_in_process(rank, policy_folder, port, folder):
             port=port,
             model_options={"use_remove_padding": True, "override_config": {"attn_implementation": attention}},
             ulysses_sequence_parallel_size=size,
+            strategy=strategy,
         )
+        assert isinstance(worker.engine.module, FullyShardedDataParallel) == (strategy == "fsdp")
         batch = rollout_batch(
             *rows_of(rank, parallel), REQUEST, temperature=TEMPERATURE, use_dynamic_bsz=True, max_token_len_per_gpu=50
         )
         if worker.engine.is_mp_src_rank_with_outputs():
-            save_file(read(worker, batch), f"{folder}/{parallel}{rank}.safetensors")
+            save_file(read(worker, batch), f"{folder}/{name} {rank}.safetensors")
         else:
             assert worker.infer_batch(batch) is None  # the other process hands over what both have read
 
@@ -61,8 +72,8 @@ def read_by_two(policy_folder, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("parallel", "handing_over"), [("data", 2), ("sequence", 1)])
-def test_two_processes_read_what_one_reads(parallel, handing_over, read_by_two):
-    parts = [load_file(file) for file in sorted(read_by_two.glob(f"{parallel}*.safetensors"))]
-    assert len(parts) == handing_over
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_read_what_one_reads(name, read_by_two):
+    parts = [load_file(file) for file in sorted(read_by_two.glob(f"{name} [0-9].safetensors"))]
+    assert len(parts) == (2 if CASES[name][0] == "data" else 1)
     assert_as_recorded({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, recorded_steps()[0])
