@@ -150,7 +150,12 @@ def saved(run, step):
 
 @pytest.mark.slow
 def test_a_run_that_samples_ahead_trains_is_killed_and_goes_on(overrides, tmp_path):
-    overrides = [*overrides, "trainer.v1.trainer_mode=colocate_async"]
+    overrides = [
+        *overrides,
+        "trainer.v1.trainer_mode=colocate_async",
+        "actor_rollout_ref.rollout.n=3",
+        "algorithm.rollout_correction.rollout_is=token",
+    ]
     killed = Run(overrides, tmp_path, tmp_path / "killed.log")
     killed.killed_after(f"step:{SAVED_AT + 1} ")
     resumed = Run(overrides, tmp_path, tmp_path / "resumed.log").finished()
