@@ -3,6 +3,7 @@
 Loops and scikit-learn; nothing here calls the code under test but for the types that it is fed with.
 """
 
+import itertools
 import warnings
 from dataclasses import dataclass, replace
 
@@ -228,3 +229,14 @@ def together(*parts):
     tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
     lists = {name: [each for part in parts for each in getattr(part, name)] for name in ("prompts", "domains")}
     return Rollouts(**tensors, **lists)
+
+
+def different_starts(probabilities):
+    """A start of a systematic draw for each draw that there is, and the draw's probability.
+
+    Draws change where a point passes the end of a row's stretch of the cumulated probabilities.
+    """
+    ends = sorted({0.0, 1.0, *(float(end) % 1 for end in probabilities.cumsum(0))})
+    for low, high in itertools.pairwise(ends):
+        if high - low > 1e-12:
+            yield (low + high) / 2, high - low

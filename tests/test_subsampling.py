@@ -1,12 +1,12 @@
 """Rollouts drawn by the size of their gradients: exact means over every draw there is, against every row of a sum."""
 
-import itertools
 import math
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from oracles import different_starts
 from poise.subsampling import drawn_rollouts, inclusion_probabilities, systematic_draw
 
 SIZES = {
@@ -16,14 +16,6 @@ SIZES = {
     "random": torch.rand(33, generator=torch.Generator().manual_seed(0), dtype=torch.float64).pow(3),
 }
 SHARES = (0.125, 0.5, 0.75, 1.0)
-
-
-def every_draw(probabilities):
-    """Each draw that there is, and its probability: draws change where a point passes the end of a row's stretch."""
-    ends = sorted({0.0, 1.0, *(float(end) % 1 for end in probabilities.cumsum(0))})
-    for low, high in itertools.pairwise(ends):
-        if high - low > 1e-12:
-            yield systematic_draw(probabilities, (low + high) / 2), high - low
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -51,7 +43,8 @@ def test_what_is_drawn_counts_for_the_rest_exactly(name, share):
     probabilities = inclusion_probabilities(sizes, math.ceil(share * len(sizes)))
     mean = unscaled = 0.0
     numbers = set()
-    for rows, probability in every_draw(probabilities):
+    for start, probability in different_starts(probabilities):
+        rows = systematic_draw(probabilities, start)
         mean += probability * float((values[rows] / probabilities[rows]).sum())
         unscaled += probability * float(values[rows].sum())
         numbers.add(len(rows))

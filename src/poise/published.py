@@ -109,11 +109,13 @@ class PublishedBaseline:
         `rows.targets` is overwritten: the targets are made here, from the group's rewards.
         """
         means, siblings = sibling_means(rewards[:, None], groups, gradable)
-        targets = {
-            "siblings": lambda: means[:, 0],
-            "group": lambda: group_mean_baselines(rewards, groups, gradable),
-            "own": lambda: rewards,
-        }[self.recipe.target]()
+        match self.recipe.target:
+            case "siblings":
+                targets = means[:, 0]
+            case "group":
+                targets = group_mean_baselines(rewards, groups, gradable)
+            case _:
+                targets = rewards
         rows = replace(rows, targets=targets)
         routes = domains if self.recipe.own_domain else [""] * len(domains)
         index = {route: torch.tensor([r == route for r in routes]) for route in dict.fromkeys(routes)}

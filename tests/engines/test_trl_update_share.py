@@ -1,14 +1,12 @@
 """Updates on a share of the rollouts: the gradient's mean over every draw is that of the whole minibatch."""
 
-import itertools
-
 import pytest
 import torch
 from recording import HOST_CHATTER, metric
 from torch.testing import assert_close
 
 import poise.subsampling
-from poise.engines.trl import PoiseConfig
+from oracles import different_starts
 from poise.subsampling import inclusion_probabilities
 
 pytestmark = HOST_CHATTER
@@ -32,17 +30,14 @@ def test_the_mean_gradient_over_every_draw_is_that_of_the_whole_minibatch(build,
     assert len(sizes) == ROWS
     whole = gradient(trainer, {name: part for name, part in minibatch.items() if name != "gradient_sizes"})
     probabilities = inclusion_probabilities(sizes, ROWS // 4)
-    ends = sorted({0.0, 1.0, *(float(end) % 1 for end in probabilities.cumsum(0))})
     mean, furthest, seen = torch.zeros_like(whole), 0.0, set()
-    for low, high in itertools.pairwise(ends):
-        if high - low > 1e-9:
-            start = torch.tensor((low + high) / 2)
-            monkeypatch.setattr(poise.subsampling.torch, "rand", lambda *shape, start=start, **named: start)
-            found = gradient(trainer, minibatch)
-            monkeypatch.undo()
-            mean += (high - low) * found
-            furthest = max(furthest, float((found - whole).norm()))
-            seen.add(len(trainer.finite_steps._minibatch["advantages"]))
+    for start, probability in different_starts(probabilities):
+        monkeypatch.setattr(poise.subsampling.torch, "rand", lambda *shape, at=start, **named: at)
+        found = gradient(trainer, minibatch)
+        monkeypatch.undo()
+        mean += probability * found
+        furthest = max(furthest, float((found - whole).norm()))
+        seen.add(len(trainer.finite_steps._minibatch["advantages"]))
     assert_close(mean, whole, atol=2e-6 * float(whole.norm()), rtol=1e-4)
     assert furthest > 0.1 * float(whole.norm())  # the control: single draws are told apart from the whole
     assert seen == {ROWS // 4}
@@ -66,18 +61,3 @@ def test_all_rollouts_are_updated_on_by_default(build):
     trainer.train()
     assert "gradient_sizes" not in trainer.scored[0]
     assert metric(trainer, "poise/update_noise") == []
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"update_share": 0.0}, "update_share must lie above 0 and be at most 1, got 0"),
-        ({"update_share": 1.5}, "update_share must lie above 0 and be at most 1, got 1.5"),
-        ({"update_share": 0.5, "loss_type": "dapo"}, "loss_type must be 'dr_grpo' or 'luspo', got 'dapo'"),
-        ({"update_share": 0.5, "beta": 0.1}, "beta must be 0 and top_entropy_quantile 1, got 0.1 and 1"),
-        ({"update_share": 0.5, "top_entropy_quantile": 0.2}, "got 0 and 0.2"),
-    ],
-)
-def test_config_refuses(tmp_path, options, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        PoiseConfig(str(tmp_path), bf16=False, use_cpu=True, **options)

@@ -41,7 +41,7 @@ def _preset(name: str) -> Arm:
     return Arm(name, "preset", 2, f"preset {name}, 2 rollouts a prompt", options)
 
 
-def _updated_on(share: float, name: str) -> Arm:
+def _updated_on(name: str, share: float) -> Arm:
     about = f"preset poise, the policy updated on {share:g} of the rollouts, drawn by the size of their gradients"
     return Arm(name, "preset", 2, about, {"preset": "poise", "update_share": share})
 
@@ -59,7 +59,8 @@ ARMS: Mapping[str, Arm] = MappingProxyType(
         arm.name: arm
         for arm in (
             *map(_preset, PRESETS),
-            *(_updated_on(share, name) for name, share in (("poise-half", 0.5), ("poise-quarter", 0.25))),
+            _updated_on("poise-half", 0.5),
+            _updated_on("poise-quarter", 0.25),
             _group("grpo", "group", "TRL's GRPO: group mean and deviation, 8 rollouts a prompt"),
             _group("dapo", "dynamic", "GRPO with token-level loss, clip-higher and dynamic sampling"),
             _group("dapo-frugal", "dynamic", "dapo, refills of as many prompts as are missing", whole_refills=False),

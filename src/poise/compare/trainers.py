@@ -106,12 +106,12 @@ class CriticTrainer(PresetTrainer):
         super().__init__(*positional, **named)
         self.baseline = self.critic = critic
 
-    def _advantages(self, inputs: list[dict[str, Any]], scored: dict[str, Any], behaviour: Any) -> Tensor:
+    def _advantages(self, inputs: list[dict[str, Any]], scored: dict[str, Any], *rest: Any) -> Tensor:
         """The engine's, after the critic has been shown the tokens."""
         self.critic.read(
             scored["prompt_ids"], scored["prompt_mask"], scored["completion_ids"], scored["completion_mask"]
         )
-        return super()._advantages(inputs, scored, behaviour)
+        return super()._advantages(inputs, scored, *rest)
 
 
 class DynamicSamplingTrainer(Tallied):

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast, gather_object
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -28,9 +28,9 @@ from poise.batch import prompt_id
 from poise.engines.trl.checkpoints import CheckpointedTrainer
 from poise.engines.trl.config import PoiseConfig
 from poise.engines.trl.finite_steps import FILE, FiniteSteps
+from poise.engines.trl.update_share import SIZES, drawn_minibatch, gradient_sizes
 from poise.features import MEAN_ENTROPIES, Features, end_of_thinking_ids, reasoning_mask, score_norm_weights
 from poise.hidden_states import HiddenStateCapture, capture_hidden_states, checked_layers, decoder_blocks
-from poise.subsampling import drawn_rollouts
 
 logger = logging.getLogger(__name__)
 
@@ -180,11 +180,13 @@ class PoiseTrainer(CheckpointedTrainer):
             behaviour = self._behaviour_pass(scored) if self._needs_pass else None
         finally:
             self._passes = None
-        advantages = self._advantages(inputs, scored, behaviour)
+        needs_weights = self.baseline.preset.weighted or self.args.update_share < 1
+        weights = self._weights(behaviour, scored) if behaviour is not None and needs_weights else None
+        advantages = self._advantages(inputs, scored, behaviour, weights)
         first = self.accelerator.process_index * len(inputs)
         scored["advantages"] = advantages[first : first + len(inputs)].to(scored["advantages"])
         if self.args.update_share < 1:
-            scored["gradient_sizes"] = self._gradient_sizes(scored, behaviour)
+            scored[SIZES] = gradient_sizes(scored["advantages"], weights)
         shown = self._logs["advantages"]
         for _ in range(len(advantages)):
             shown.pop()
@@ -219,40 +221,24 @@ class PoiseTrainer(CheckpointedTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss of a minibatch, or of the rollouts that are drawn to stand for it, looked at."""
-        if self.model.training and "gradient_sizes" in inputs:
-            inputs = self._drawn(inputs)
+        if self.model.training and SIZES in inputs:
+            inputs, noise = drawn_minibatch(inputs, self.args.update_share)
+            if noise is not None:
+                self._metrics["train"]["poise/update_noise"].append(noise)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         logprobs, self._newest_logprobs = self._newest_logprobs, None
         if self.model.training and logprobs is not None:
             self.finite_steps.see_loss(loss, inputs, logprobs)
         return loss
 
-    def _gradient_sizes(self, scored: dict[str, Any], behaviour: PolicyPass | None) -> Float[Tensor, "B"]:
-        """|A| times the estimated norm of the score; |A| alone where no pass tells of it."""
-        sizes: Tensor = scored["advantages"].abs()
-        if behaviour is None:
-            return sizes
-        return sizes * self._weights(behaviour, scored["completion_mask"].bool()).sqrt().to(sizes)
-
-    def _drawn(self, minibatch: dict[str, Any]) -> dict[str, Any]:
-        """Rollouts that stand for a minibatch; all of it where a number is not finite, for `finite_steps` to see."""
-        sizes = minibatch["gradient_sizes"]
-        if not bool(sizes.isfinite().all()):
-            return minibatch
-        rows, counts_for, grown = drawn_rollouts(sizes, self.args.update_share)
-        rows = rows.to(sizes.device)
-        drawn = {
-            name: part[rows] if isinstance(part, Tensor) and part.ndim else part for name, part in minibatch.items()
-        }
-        # The loss is a mean over rows, and those that were not drawn belong to it.
-        drawn["advantages"] = drawn["advantages"] * (counts_for * len(rows) / len(sizes)).to(drawn["advantages"])
-        self._metrics["train"]["poise/update_noise"].append(grown)
-        return drawn
-
     # The baseline: everything gathered, one step in the main process, advantages for all.
 
     def _advantages(
-        self, inputs: list[dict[str, Any]], scored: dict[str, Any], behaviour: PolicyPass | None
+        self,
+        inputs: list[dict[str, Any]],
+        scored: dict[str, Any],
+        behaviour: PolicyPass | None,
+        weights: Float[Tensor, "B"] | None,
     ) -> Float[Tensor, "N"]:
         """Reward minus baseline for all N rollouts, the same in every process."""
         assert self._rewards_per_func is not None
@@ -260,11 +246,11 @@ class PoiseTrainer(CheckpointedTrainer):
         rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
         rewards[rewards_per_func.isnan().all(dim=1)] = torch.nan  # no reward function could grade it
         completion_mask = scored["completion_mask"].bool()
-        features = weights = None
+        features = all_weights = None
         if behaviour is not None and behaviour.features is not None:
             features = self._gathered_features(behaviour.features)
-        if behaviour is not None and self.baseline.preset.weighted:
-            weights = self.accelerator.gather(self._weights(behaviour, completion_mask)).cpu()
+        if weights is not None and self.baseline.preset.weighted:
+            all_weights = self.accelerator.gather(weights).cpu()
         prompts = gather_object([prompt_id(each["prompt"]) for each in inputs])
         domains = gather_object([each.get(self.args.domain_column) for each in inputs])
         completion_lengths = self.accelerator.gather(completion_mask.sum(dim=1))
@@ -272,13 +258,13 @@ class PoiseTrainer(CheckpointedTrainer):
         if self.accelerator.is_main_process:
             rewards = rewards.cpu().double()
             step = None
-            if self.finite_steps.see_batch(rewards, features, weights):
+            if self.finite_steps.see_batch(rewards, features, all_weights):
                 step = self.baseline.step(
                     features,
                     rewards,
                     prompts=prompts,
                     domains=None if all(domain is None for domain in domains) else [str(domain) for domain in domains],
-                    weights=weights,
+                    weights=all_weights,
                 )
                 for name, number in step.metrics.items():
                     self._metrics["train"][name].append(number)
@@ -304,8 +290,9 @@ class PoiseTrainer(CheckpointedTrainer):
         self._check_agreement(received)
         return received
 
-    def _weights(self, behaviour: PolicyPass, completion_mask: Bool[Tensor, "B C"]) -> Float[Tensor, "B"]:
+    def _weights(self, behaviour: PolicyPass, scored: dict[str, Any]) -> Float[Tensor, "B"]:
         """This process's score-norm weights; NaN where a log-probability or an entropy is not finite."""
+        completion_mask = scored["completion_mask"].bool()
         finite = ((behaviour.logprobs.isfinite() & behaviour.entropies.isfinite()) | ~completion_mask).all(dim=1)
         weights = score_norm_weights(
             behaviour.logprobs.float(),
