@@ -132,7 +132,7 @@ def test_saved_rollouts_are_compared_with_and_without_a_model(tmp_path):
         (("--prompts", "31"), "at least 32 training prompts and 16 held out, got 31 and 128"),
         (("--tables", "layer"), "tables are estimators, features, layers, pools, probes, sizes; got layer"),
         (("--layers", "2,x"), "--layers needs whole numbers such as 1,2, got '2,x'"),
-        (("--layers", "7"), "layers must lie between 0 and 3, got 7"),
+        (("--layers", "7"), "layer 7 is out of range: this model has layers 0 to 3"),
         (("--critic-learning-rates", "fast"), "needs numbers such as 1e-4,1e-3, got 'fast'"),
         (("--model", "no/such model"), "model needs 'embedded'"),
         (("--rollouts", "none.parquet"), "there is no file none.parquet"),

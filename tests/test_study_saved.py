@@ -59,6 +59,12 @@ def test_files_of_something_else_are_refused(tmp_path):
         saved_rollouts([tmp_path / "none.parquet"])
 
 
+def test_a_layer_that_the_model_lacks_is_one_sentence(tmp_path):
+    rollouts = saved_rollouts([saved_file(tmp_path / "run")])
+    with pytest.raises(ValueError, match="layer 4 is out of range: this model has layers 0 to 3"):
+        saved_features(rollouts, *load_embedded_model(), model="embedded", layer=4)
+
+
 def test_features_are_read_anew_with_the_end_of_the_completion(tmp_path):
     model, tokenizer = load_embedded_model()
     rollouts = saved_rollouts([saved_file(tmp_path / "run")])

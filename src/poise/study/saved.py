@@ -20,7 +20,7 @@ from torch import Tensor
 import poise
 from poise.baselines import prompt_groups
 from poise.features import MEAN_ENTROPIES, end_of_thinking_ids
-from poise.hidden_states import decoder_blocks, default_layer
+from poise.hidden_states import checked_layers, decoder_blocks
 from poise.run_directory import ROLLOUTS_SCHEMA_VERSION
 from poise.scalars import SCALARS
 from poise.study.reading import reading
@@ -124,9 +124,7 @@ def saved_features(
         ValueError: If the tokenizer cannot spell a prompt or a completion, or there is no such layer.
     """
     depth = len(decoder_blocks(policy)[1])
-    layer = default_layer(depth) if layer is None else layer
-    if not 0 <= layer < depth:
-        raise ValueError(f"the layer must lie between 0 and {depth - 1}, got {layer}")
+    layers = checked_layers(None if layer is None else [layer], depth=depth)
     prompts = [_spelled(_prompt_text(text, tokenizer), tokenizer, "prompt", model=model) for text in rollouts.prompts]
     completions = [
         [*_spelled(text, tokenizer, "completion", model=model, special=False), tokenizer.eos_token_id]
@@ -136,7 +134,7 @@ def saved_features(
         policy,
         prompts,
         completions,
-        layers=[layer],
+        layers=layers,
         pools=[pool_tokens],
         end_of_thinking_ids=end_of_thinking_ids(tokenizer, END_OF_THINKING),
         temperature=temperature,

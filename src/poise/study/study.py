@@ -18,7 +18,7 @@ import torch
 
 import poise
 from poise.evaluate.evaluation import weights_fingerprint
-from poise.hidden_states import decoder_blocks, default_layer
+from poise.hidden_states import checked_layers, decoder_blocks, default_layer
 from poise.models.named import named_model, named_tokenizer
 from poise.scalars import SCALARS
 from poise.study.comparisons import (
@@ -97,7 +97,7 @@ def study(
         FileExistsError: If the folder holds something else.
     """
     policy, tokenizer = loaded_policy(settings.model, chat=settings.chat)
-    layers = _checked_layers(policy, settings)
+    layers = _studied_layers(policy, settings)
     older = loaded_policy(settings.older_model, chat=settings.chat)[0] if settings.older_model else None
     fingerprints = {
         "weights": weights_fingerprint(policy),
@@ -155,12 +155,11 @@ def loaded_policy(name: str, *, chat: bool = True) -> tuple[Any, Any]:
     return named_model(name, **({"dtype": "auto"} if on_gpu else {})).to("cuda" if on_gpu else "cpu").eval(), tokenizer
 
 
-def _checked_layers(policy: Any, settings: StudySettings) -> list[int]:
+def _studied_layers(policy: Any, settings: StudySettings) -> list[int]:
     depth = len(decoder_blocks(policy)[1])
-    layers = list(range(depth)) if settings.layers is None else sorted(set(settings.layers))
-    if not layers or layers[0] < 0 or layers[-1] >= depth:
-        raise ValueError(f"layers must lie between 0 and {depth - 1}, got {', '.join(map(str, layers)) or 'none'}")
-    return layers
+    if settings.layers == ():
+        raise ValueError("a study reads at least 1 layer, got none")
+    return sorted(set(checked_layers(settings.layers or range(depth), depth=depth)))
 
 
 def _critics(drawn: DrawnTask, policy: Any, settings: StudySettings, watch: Watch) -> dict[str, Estimates]:
