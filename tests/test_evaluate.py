@@ -1,15 +1,13 @@
 """Held-out accuracy counts what it should, and leaves the training as it would have been."""
 
-from collections.abc import Sequence
+import math
 
 import pytest
 import torch
 
-from poise.evaluate import HeldOutAccuracy, Sampling, held_out_accuracy, sampled_completions
+from poise.evaluate import HeldOutAccuracy, Sampling, accuracy_of_rewards, sampled_completions
 from poise.models.embedded import load_embedded_model
-from poise.tasks.embedded import Problem, is_correct, problems
-
-PROBLEMS = [Problem(f"q{i}", f"{i}", domain) for i, domain in enumerate(["odd", "sum", "odd", "sum", "odd"])]
+from poise.tasks.embedded import is_correct, problems
 
 
 @pytest.fixture(scope="module")
@@ -17,30 +15,17 @@ def policy():
     return load_embedded_model()
 
 
-def equals(completion: str, answer: str) -> bool:
-    return completion == answer
-
-
-def test_right_answers_are_counted_for_all_and_for_each_domain():
-    def complete(prompts: list[str]) -> list[str]:
-        assert prompts == ["q0", "q1", "q2", "q3", "q4"]
-        return ["0", "1", "9", "9", "4"]
-
-    found = held_out_accuracy(PROBLEMS, complete, is_correct=equals)
+def test_rewards_are_averaged_over_all_and_over_each_domain_without_what_could_not_be_graded():
+    found = accuracy_of_rewards([1.0, 1.0, 0.0, 0.0, 1.0, math.nan], domains=["odd", "sum", "odd", "sum", "odd", "odd"])
     assert found == HeldOutAccuracy(3 / 5, {"odd": 2 / 3, "sum": 1 / 2}, 5)
     assert found.standard_error == pytest.approx((0.6 * 0.4 / 5) ** 0.5)
 
 
-@pytest.mark.parametrize(
-    ("held_out", "completions", "sentence"),
-    [
-        ([], [], "accuracy needs at least 1 problem, got none"),
-        (PROBLEMS, ["0"], "5 problems need one completion each, got 1"),
-    ],
-)
-def test_nothing_to_count_is_one_sentence(held_out: list[Problem], completions: Sequence[str], sentence: str):
-    with pytest.raises(ValueError, match=sentence):
-        held_out_accuracy(held_out, lambda prompts: completions, is_correct=equals)
+def test_where_nothing_could_be_graded_there_is_no_accuracy():
+    found = accuracy_of_rewards([math.nan, 1.0], domains=["odd", "sum"])
+    assert math.isnan(found.by_domain["odd"])
+    assert found.by_domain["sum"] == found.accuracy == 1.0
+    assert math.isnan(accuracy_of_rewards([math.nan], domains=["odd"]).accuracy)
 
 
 def test_sampling_leaves_random_state_and_mode_alone(policy):
@@ -92,9 +77,7 @@ def test_temperature_reaches_the_sampler(policy):
 
 def test_embedded_policy_is_right_sometimes(policy):
     model, tokenizer = policy
-    found = held_out_accuracy(
-        problems(96, seed=1, split="heldout"),
-        lambda prompts: sampled_completions(model, tokenizer, prompts, sampling=Sampling(64), seed=1),
-        is_correct=is_correct,
-    )
-    assert 0.15 < found.accuracy < 0.6
+    asked = problems(96, seed=1, split="heldout")
+    completions = sampled_completions(model, tokenizer, [each.prompt for each in asked], sampling=Sampling(64), seed=1)
+    right = [is_correct(completion, each.answer) for completion, each in zip(completions, asked, strict=True)]
+    assert 0.15 < sum(right) / len(right) < 0.6

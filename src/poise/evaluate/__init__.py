@@ -4,7 +4,7 @@ The rule: completions are sampled as in training. Sampling has a random state of
 the middle of its training does not change what the training does.
 """
 
-from poise.evaluate.held_out import HeldOutAccuracy, accuracy_of_rewards, held_out_accuracy
+from poise.evaluate.held_out import HeldOutAccuracy, accuracy_of_rewards
 from poise.evaluate.pass_at_k import pass_at_k
 from poise.evaluate.sampling import SampledCompletion, Sampling, measured_completions, sampled_completions
 
@@ -13,7 +13,6 @@ __all__ = [
     "SampledCompletion",
     "Sampling",
     "accuracy_of_rewards",
-    "held_out_accuracy",
     "measured_completions",
     "pass_at_k",
     "sampled_completions",

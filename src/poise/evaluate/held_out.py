@@ -1,21 +1,8 @@
 """Which share of problems is answered right, of all and of each domain?"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
-
-
-@runtime_checkable
-class Gradable(Protocol):
-    """A problem with a prompt, the text of its answer, and the name of its domain."""
-
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def answer(self) -> str: ...
-    @property
-    def domain(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -54,34 +41,3 @@ def accuracy_of_rewards(rewards: Sequence[float], *, domains: Sequence[str]) -> 
 
 def _mean(numbers: Sequence[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else math.nan
-
-
-def held_out_accuracy(
-    problems: Sequence[Gradable],
-    complete: Callable[[list[str]], Sequence[str]],
-    *,
-    is_correct: Callable[[str, str], bool],
-) -> HeldOutAccuracy:
-    """Complete every problem's prompt once and count the right answers.
-
-    Args:
-        problems: What to solve.
-        complete: From prompts to one completion each, in their order.
-        is_correct: Whether a completion (first) gives an answer (second).
-
-    Raises:
-        ValueError: If there are no problems, or not one completion for each.
-    """
-    if not problems:
-        raise ValueError("accuracy needs at least 1 problem, got none")
-    completions = complete([problem.prompt for problem in problems])
-    if len(completions) != len(problems):
-        raise ValueError(f"{len(problems)} problems need one completion each, got {len(completions)}")
-    right: dict[str, list[bool]] = {}
-    for problem, completion in zip(problems, completions, strict=True):
-        right.setdefault(problem.domain, []).append(is_correct(completion, problem.answer))
-    return HeldOutAccuracy(
-        accuracy=sum(map(sum, right.values())) / len(problems),
-        by_domain={domain: sum(each) / len(each) for domain, each in sorted(right.items())},
-        num_prompts=len(problems),
-    )
