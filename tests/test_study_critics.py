@@ -1,13 +1,16 @@
 """A critic of a study is fitted across rollouts, told nothing of held-out rewards, and kept."""
 
 import copy
+import dataclasses
 import re
 
 import pytest
 import torch
 
 from poise.study import critics
+from poise.study.comparisons import best_in_hindsight
 from poise.study.critics import CriticFitting, critic_estimates, kept_critic_estimates
+from poise.study.judging import absolute_error, judged
 from study_world import made_up_rollouts
 
 FITTING = CriticFitting(epochs=6, learning_rates=(1e-3,), batch_size=8, held_back=0.2)
@@ -86,6 +89,36 @@ def test_the_learning_rate_is_chosen_on_held_back_training_prompts(tiny_model, w
     )
 
 
+def test_in_hindsight_the_epoch_that_judging_rollouts_like_best_is_taken(tiny_model, world):
+    training, held_out, _ = world
+    lame, able = 1e-9, 1e-3
+    fitting = CriticFitting(epochs=3, learning_rates=(able, lame), batch_size=8, held_back=0.2, hindsight=True)
+    critic = critic_estimates(tiny_model, training, held_out, reads_completion=True, fitting=fitting)
+    assert critic.each_epoch.shape[1:] == critic.values.shape == (24, 2)
+    assert 4 <= len(critic.each_epoch) <= 6  # of both rates; the lame one may stop early
+    assert any(torch.equal(said, critic.values) for said in critic.each_epoch)
+    errors = [absolute_error(judged(said, held_out.rewards)) for said in critic.each_epoch]
+    best = best_in_hindsight(critic, held_out.rewards)
+    assert absolute_error(judged(best.values, held_out.rewards)) == min(errors) < max(errors)
+    # Judged by rewards turned around, another epoch is the best.
+    turned = 1 - held_out.rewards
+    assert not torch.equal(best_in_hindsight(critic, turned).values, best.values)
+    with pytest.raises(ValueError, match="needs what each epoch said, got none"):
+        best_in_hindsight(dataclasses.replace(critic, each_epoch=None), turned)
+
+
+def test_taking_down_each_epoch_leaves_the_fit_as_it_is(tiny_model, world):
+    training, held_out, _ = world
+    plain, watched = (
+        critic_estimates(
+            tiny_model, training, held_out, reads_completion=False, fitting=dataclasses.replace(FITTING, hindsight=each)
+        )
+        for each in (False, True)
+    )
+    assert torch.equal(plain.values, watched.values)
+    assert plain.each_epoch is None
+
+
 def test_what_a_critic_said_is_kept_and_another_one_is_fitted_for_other_settings(
     tmp_path, tiny_model, world, monkeypatch
 ):
@@ -105,3 +138,13 @@ def test_what_a_critic_said_is_kept_and_another_one_is_fitted_for_other_settings
         assert each.chosen == again[name].chosen != ""
     with pytest.raises(AssertionError, match="fitted again"):
         kept_critic_estimates(tmp_path / "critics", tiny_model, training, held_out, fitting=CriticFitting(2, (1e-3,)))
+    looking_back = dataclasses.replace(fitting, hindsight=True)
+    with pytest.raises(AssertionError, match="fitted again"):
+        kept_critic_estimates(tmp_path / "critics", tiny_model, training, held_out, fitting=looking_back)
+    monkeypatch.undo()
+    fitted = kept_critic_estimates(tmp_path / "critics", tiny_model, training, held_out, fitting=looking_back)
+    monkeypatch.setattr(critics, "critic_estimates", refuse)
+    for wanted in (looking_back, fitting):
+        again = kept_critic_estimates(tmp_path / "critics", tiny_model, training, held_out, fitting=wanted)
+        for name, each in fitted.items():
+            assert torch.equal(each.each_epoch, again[name].each_epoch)

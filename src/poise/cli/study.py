@@ -82,6 +82,9 @@ def study(
     critic_learning_rates: Annotated[
         str | None, typer.Option(help="To try. Default: 1e-4,3e-4,1e-3, see below.")
     ] = None,
+    critic_hindsight: Annotated[
+        bool, typer.Option(help="Judge every epoch of every rate: a bound on any choice among them.")
+    ] = False,
     resamples: Annotated[int, typer.Option(help="Of held-out prompts, for intervals.")] = 500,
     chat: Annotated[bool, typer.Option(help="Ask by the tokenizer's chat template, if it has one.")] = True,
     tables: Annotated[
@@ -123,6 +126,7 @@ def study(
                 seed=seed,
                 batch_size=batch_size,
                 critics=critic,
+                critic_hindsight=critic_hindsight,
                 resamples=resamples,
                 **(sizes | {name: each for name, each in given.items() if each is not None}),
                 tables=TABLES if tables is None else tuple(each.strip() for each in tables.split(",")),

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 import poise
 from poise.evidence import BLOCKS
@@ -17,7 +19,7 @@ from poise.features import MEAN_ENTROPIES
 from poise.scalars import SCALARS
 from poise.study.drawing import StudyRollouts
 from poise.study.estimators import Estimates, View, online_estimates
-from poise.study.judging import MEASURES, OF_VALUE_ALONE, judged, judged_oracle
+from poise.study.judging import MEASURES, OF_VALUE_ALONE, absolute_error, judged, judged_oracle
 from poise.study.tables import (
     FEWEST_TRAINING_PROMPTS,
     REFERENCE,
@@ -27,6 +29,9 @@ from poise.study.tables import (
     measured_line,
     side_by_side,
 )
+
+IN_HINDSIGHT = ", in hindsight"
+"""Ends the name of what held-out rewards have chosen."""
 
 SUBSETS = 3
 """Draws of a smaller number of training prompts, whose measures are averaged."""
@@ -76,7 +81,10 @@ def estimator_table(material: Material, critics: Mapping[str, Estimates]) -> Tab
     for name, preset in online_presets(material.training.domains).items():
         material.watch(name)
         made[name] = material.estimates(preset)
-    made |= critics
+    for name, critic in critics.items():
+        made[name] = critic
+        if critic.each_epoch is not None:
+            made[name + IN_HINDSIGHT] = best_in_hindsight(critic, material.judging_rewards)
     reference = judged(made[REFERENCE].values, material.judging_rewards)
     material.watch("intervals")
     lines = [
@@ -96,9 +104,26 @@ def estimator_table(material: Material, critics: Mapping[str, Estimates]) -> Tab
         f"judged by {material.judges - 1} others. The last line is what those others know, each of them judged by the "
         "one left out."
     )
-    about += "".join(f" The {name}: {each.chosen}." for name, each in critics.items() if each.chosen)
+    about += "".join(f" The {name}: {each.chosen}." for name, each in made.items() if each.chosen)
     shown = ("mae", "value_error", "pearson", "spearman", "auroc", "brier_skill", "calibration_error")
     return Table("Estimators", about, lines, shown)
+
+
+def best_in_hindsight(critic: Estimates, rewards: Float[Tensor, "prompts draws"]) -> Estimates:
+    """The epoch of the fit whose mean absolute error is lowest on the very rollouts that judge: a bound on any choice.
+
+    Raises:
+        ValueError: If epochs were not taken down.
+    """
+    if critic.each_epoch is None:
+        raise ValueError("a choice in hindsight needs what each epoch said, got none")
+    errors = [absolute_error(judged(said, rewards)) for said in critic.each_epoch]
+    best = min(range(len(errors)), key=errors.__getitem__)
+    return dataclasses.replace(
+        critic,
+        values=critic.each_epoch[best],
+        chosen=f"the lowest MAE of all {len(errors)} epochs of all rates, chosen on the rollouts that judge",
+    )
 
 
 def online_presets(domains: Sequence[str]) -> dict[str, poise.Preset]:

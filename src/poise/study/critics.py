@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from poise.baselines import sibling_means
 from poise.models.critic import SequenceCritic
@@ -37,6 +38,8 @@ class CriticFitting:
     held_back: float = 0.15
     """Share of the training prompts that choose rate and epoch."""
     seed: int = 0
+    hindsight: bool = False
+    """Whether to take down what every epoch of every rate says of the held-out prompts."""
 
 
 def kept_critic_estimates(
@@ -57,11 +60,12 @@ def kept_critic_estimates(
     """
     folder.mkdir(exist_ok=True)
     made_with = json.loads(json.dumps(dataclasses.asdict(fitting)))
+    del made_with["hindsight"]  # takes no part in the fit
     critics = {}
     for name, reads_completion in KINDS.items():
         file = folder / f"{name.split()[0]}.safetensors"
         known = _read(file, made_with)
-        if known is None:
+        if known is None or (fitting.hindsight and known.each_epoch is None):
             told = _named(watch, name)
             known = critic_estimates(
                 policy, training, held_out, reads_completion=reads_completion, fitting=fitting, watch=told
@@ -99,9 +103,22 @@ def critic_estimates(
         targets = sibling_means(rewards.reshape(-1, 1), groups, graded)[0][:, 0]
     sequences = _sequences(training, PAIR if reads_completion else 0)
     rate = float(targets.mean().clamp(0.01, 0.99))
+    num = held_out.featured
+    asked = _sequences(held_out, num if reads_completion else 0)
+
+    def said(critic: SequenceCritic) -> Float[Tensor, "prompts evidence"]:
+        values = critic.values(asked)
+        return values.unflatten(0, (-1, num)) if reads_completion else values[:, None].repeat(1, num)
+
     fits = []
+    each_epoch: list[Tensor] = []
     for tried, learning_rate in enumerate(fitting.learning_rates):
         critic = SequenceCritic(policy, mean_rate=rate)
+
+        def take_down(critic: SequenceCritic = critic) -> None:
+            if fitting.hindsight:
+                each_epoch.append(said(critic))
+
         fit = critic.fit(
             sequences,
             targets,
@@ -112,19 +129,24 @@ def critic_estimates(
             groups=groups,
             held_back=fitting.held_back,
             watch=_part_of(watch, tried, len(fitting.learning_rates)),
+            after_epoch=take_down,
         )
         fits.append((min(fit.held_back_losses), learning_rate, critic, fit))
         fits = [min(fits, key=lambda each: each[0])]  # one critic at a time is enough to hold
     [(loss, learning_rate, critic, fit)] = fits
-    num = held_out.featured
-    values = critic.values(_sequences(held_out, num if reads_completion else 0))
-    values = values.unflatten(0, (-1, num)) if reads_completion else values[:, None].repeat(1, num)
     rates = ", ".join(f"{each:g}" for each in fitting.learning_rates)
     chosen = (
         f"learning rate {learning_rate:g} of {rates}, {fit.held_back_losses.index(loss)} of at most {fitting.epochs} "
         f"epochs, loss {loss:.3f} on held-back prompts ({fit.held_back_losses[0]:.3f} untrained)"
     )
-    return Estimates(values, fit.seconds, fit.cpu_seconds, fit.extra_bytes, chosen=chosen)
+    return Estimates(
+        said(critic),
+        fit.seconds,
+        fit.cpu_seconds,
+        fit.extra_bytes,
+        chosen=chosen,
+        each_epoch=torch.stack(each_epoch) if each_epoch else None,
+    )
 
 
 def _sequences(rollouts: StudyRollouts, draws: int) -> list[list[int]]:
@@ -150,17 +172,26 @@ def _read(file: Path, made_with: dict[str, object]) -> Estimates | None:
         with safe_open(file, framework="pt") as opened:
             told = json.loads(opened.metadata()["poise_critic"])
             values = opened.get_tensor("values")
+            each_epoch = opened.get_tensor("each_epoch") if "each_epoch" in {*opened.keys()} else None
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
     if told["made_with"] != made_with:
         return None
     return Estimates(
-        values, told["seconds"], told.get("cpu_seconds"), told["extra_bytes"], chosen=told.get("chosen", "")
+        values,
+        told["seconds"],
+        told.get("cpu_seconds"),
+        told["extra_bytes"],
+        chosen=told.get("chosen", ""),
+        each_epoch=each_epoch,
     )
 
 
 def _write(file: Path, estimates: Estimates, made_with: dict[str, object]) -> None:
     cost = {name: getattr(estimates, name) for name in ("seconds", "cpu_seconds", "extra_bytes", "chosen")}
     told = {"made_with": made_with} | cost
+    values = {"values": estimates.values.contiguous()}
+    if estimates.each_epoch is not None:
+        values["each_epoch"] = estimates.each_epoch
     with written_whole(file) as place:
-        save_file({"values": estimates.values.contiguous()}, place, metadata={"poise_critic": json.dumps(told)})
+        save_file(values, place, metadata={"poise_critic": json.dumps(told)})

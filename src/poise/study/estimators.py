@@ -52,6 +52,8 @@ class Estimates:
     """For each training prompt the mean of (r - b)^2, b from fits without it; None where there are no such fits."""
     chosen: str = ""
     """What was chosen among several fits, in words."""
+    each_epoch: Float[Tensor, "epochs prompts evidence"] | None = None
+    """What was said after each epoch of each of those fits; None where it was not taken down."""
 
 
 def features(rollouts: StudyRollouts, view: View, draws: Sequence[int]) -> poise.Features:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from poise.study.comparisons import IN_HINDSIGHT
 from poise.study.study import StudyResults, TaskStudy
 from poise.study.tables import LOWEST_CEILING, REFERENCE, Line, Table
 
@@ -52,8 +53,9 @@ def summary_markdown(tasks: Sequence[TaskStudy]) -> str:
     critics = list(
         dict.fromkeys(line.name for task in tasks for line in _estimators(task) if line.name.endswith("critic"))
     )
+    with_hindsight = any(line.name.endswith(IN_HINDSIGHT) for task in tasks for line in _estimators(task))
     for name in critics:
-        heads += [f"{name} MAE", "ratio", "time"]
+        heads += [f"{name} MAE", "ratio", *["in hindsight"] * with_hindsight, "time"]
     rows = []
     for task in tasks:
         by_name = {line.name: line for line in _estimators(task)}
@@ -63,13 +65,17 @@ def summary_markdown(tasks: Sequence[TaskStudy]) -> str:
         row.append(_cell(reference, "mae"))
         for name in critics:
             line = by_name.get(name)
-            row += ["–"] * 3 if line is None else [_cell(line, "mae"), _ratio(line), _time_share(reference, line)]
+            best = by_name.get(name + IN_HINDSIGHT)
+            row += ["–", "–"] if line is None else [_cell(line, "mae"), _ratio(line)]
+            row += ["–" if best is None else _ratio(best)] * with_hindsight
+            row.append("–" if line is None else _time_share(reference, line))
         rows.append(row)
     note = f"† noise ceiling below {LOWEST_CEILING:g}: says nothing about any estimator.\n\n"
-    about = f"Ratio: the MAE of `{REFERENCE}` over the critic's. Time: to fit, as a share of the critic's training.\n\n"
-    return (
-        f"## All tasks\n\n{_markdown(heads, rows)}\n{note if any(t.noise.says_nothing for t in tasks) else ''}{about}"
-    )
+    about = f"Ratio: the MAE of `{REFERENCE}` over the critic's. Time: to fit, as a share of the critic's training."
+    if with_hindsight:
+        about += " In hindsight: over that of the critic's best rate and epoch, chosen on the rollouts that judge."
+    marked = note if any(task.noise.says_nothing for task in tasks) else ""
+    return f"## All tasks\n\n{_markdown(heads, rows)}\n{marked}{about}\n\n"
 
 
 def task_markdown(task: TaskStudy) -> str:

@@ -46,6 +46,8 @@ class StudySettings:
     critic_epochs: int = 2
     critic_learning_rates: tuple[float, ...] = (3e-5,)
     critic_batch_size: int = 16
+    critic_hindsight: bool = False
+    """Judge every epoch of every rate as well."""
     resamples: int = 500
     """Of held-out prompts, for intervals."""
     tables: tuple[str, ...] = TABLES
@@ -82,9 +84,10 @@ class StudySettings:
     @property
     def drawn(self) -> dict[str, Any]:
         """What files in the folder depend on."""
-        afterwards = {"critics", "critic_epochs", "critic_learning_rates", "critic_batch_size", "resamples", "tables"}
-        by_weights = {"model", "older_model"}  # told apart by their fingerprints, wherever they lie
-        return {name: each for name, each in dataclasses.asdict(self).items() if name not in afterwards | by_weights}
+        others = {"resamples", "tables"}
+        others |= {"model", "older_model"}  # told apart by their fingerprints, wherever they lie
+        everything = dataclasses.asdict(self).items()
+        return {name: each for name, each in everything if name not in others and not name.startswith("critic")}
 
 
 def folder_name(text: str) -> str:

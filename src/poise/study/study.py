@@ -169,7 +169,11 @@ def _critics(drawn: DrawnTask, policy: Any, settings: StudySettings, watch: Watc
         drawn.training,
         drawn.held_out,
         fitting=CriticFitting(
-            settings.critic_epochs, settings.critic_learning_rates, settings.critic_batch_size, seed=settings.seed
+            settings.critic_epochs,
+            settings.critic_learning_rates,
+            settings.critic_batch_size,
+            seed=settings.seed,
+            hindsight=settings.critic_hindsight,
         ),
         watch=lambda name, done, total: watch(f"{drawn.spec}: {name}", done, total),
     )
