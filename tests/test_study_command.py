@@ -103,6 +103,17 @@ def test_a_second_run_draws_nothing_and_finds_the_same(finished, tmp_path, monke
     assert after["recommendation"] is None  # the tables that it rests on were not asked for
 
 
+def test_critics_are_judged_in_hindsight_in_the_same_folder(finished, tmp_path):
+    folder, _ = finished
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    asked = [*TINY[:-1], "estimators", "--older-model", "embedded", "--critic-hindsight", "--output", again]
+    assert invoked(*asked).exit_code == 0
+    lines = {line["name"]: line for line in numbers(again)["tasks"]["embedded"]["tables"]["estimators"]["lines"]}
+    for name in ("prompt-only critic", "trajectory critic"):
+        assert lines[f"{name}, in hindsight"]["mae"]["value"] <= lines[name]["mae"]["value"]
+
+
 def test_another_study_in_the_same_folder_is_refused(finished):
     folder, _ = finished
     result = invoked(*TINY, "--older-model", "embedded", "--temperature", "0.7", "--output", folder)

@@ -110,20 +110,18 @@ def estimator_table(material: Material, critics: Mapping[str, Estimates]) -> Tab
 
 
 def best_in_hindsight(critic: Estimates, rewards: Float[Tensor, "prompts draws"]) -> Estimates:
-    """The epoch of the fit whose mean absolute error is lowest on the very rollouts that judge: a bound on any choice.
+    """The epoch whose mean absolute error is lowest on the very rollouts that judge: a bound on any choice of them.
 
     Raises:
         ValueError: If epochs were not taken down.
     """
     if critic.each_epoch is None:
         raise ValueError("a choice in hindsight needs what each epoch said, got none")
-    errors = [absolute_error(judged(said, rewards)) for said in critic.each_epoch]
-    best = min(range(len(errors)), key=errors.__getitem__)
-    return dataclasses.replace(
-        critic,
-        values=critic.each_epoch[best],
-        chosen=f"the lowest MAE of all {len(errors)} epochs of all rates, chosen on the rollouts that judge",
-    )
+    candidates = [critic.values, *critic.each_epoch]  # training prompts may have chosen the untrained one
+    best = min(candidates, key=lambda values: absolute_error(judged(values, rewards)))
+    num = len(critic.each_epoch)
+    chosen = f"the lowest MAE of all {num} epochs of all rates, chosen on the rollouts that judge"
+    return dataclasses.replace(critic, values=best, chosen=chosen)
 
 
 def online_presets(domains: Sequence[str]) -> dict[str, poise.Preset]:
