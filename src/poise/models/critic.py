@@ -104,7 +104,7 @@ class SequenceCritic(nn.Module):
         groups: Int[Tensor, " rows"] | None = None,
         held_back: float = 0.0,
         watch: Callable[[int, int], None] = lambda done, total: None,
-        after_epoch: Callable[[], None] = lambda: None,
+        after_epoch: Callable[["SequenceCritic"], None] = lambda critic: None,
     ) -> CriticFit:
         """Minimise the binary cross-entropy of values and targets by AdamW; a later call goes on with its moments.
 
@@ -123,7 +123,7 @@ class SequenceCritic(nn.Module):
             held_back: Share of prompts that are not trained on. The weights with their lowest loss are kept, and
                 training stops after two epochs in a row that do not lower it.
             watch: Told how many batches are done, and how many there are at most, before the first and after each.
-            after_epoch: Called after each epoch, with its weights in place; its time is not counted.
+            after_epoch: Given this critic after each epoch, with that epoch's weights; its time is not counted.
 
         Raises:
             ValueError: If there are no rows, lengths differ, a sequence is empty, a target lies outside 0 to 1, or
@@ -155,7 +155,7 @@ class SequenceCritic(nn.Module):
                 watch(done, total)
             losses.append(summed / len(fitted))
             paused = time.perf_counter(), time.process_time()
-            after_epoch()
+            after_epoch(self)
             wall, cpu = wall + time.perf_counter() - paused[0], cpu + time.process_time() - paused[1]
             if best is not None:
                 held_back_losses.append(self._loss(sequences, targets, judged, batch_size))

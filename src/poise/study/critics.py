@@ -110,15 +110,15 @@ def critic_estimates(
         values = critic.values(asked)
         return values.unflatten(0, (-1, num)) if reads_completion else values[:, None].repeat(1, num)
 
-    fits = []
     each_epoch: list[Tensor] = []
+
+    def take_down(critic: SequenceCritic) -> None:
+        if fitting.hindsight:
+            each_epoch.append(said(critic))
+
+    fits = []
     for tried, learning_rate in enumerate(fitting.learning_rates):
         critic = SequenceCritic(policy, mean_rate=rate)
-
-        def take_down(critic: SequenceCritic = critic) -> None:
-            if fitting.hindsight:
-                each_epoch.append(said(critic))
-
         fit = critic.fit(
             sequences,
             targets,
