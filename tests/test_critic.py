@@ -116,6 +116,30 @@ def test_a_second_fit_goes_on_with_the_moments_of_the_first(tiny_model):
     assert [each["lr"] for each in critic._optimizer.param_groups] == [1e-4, HEAD_LEARNING_RATE_FACTOR * 1e-4]
 
 
+def test_what_follows_an_epoch_sees_its_weights_and_takes_no_time(tiny_model, monkeypatch):
+    seconds = 0.0
+    for clock in ("perf_counter", "process_time"):
+        monkeypatch.setattr(f"poise.models.critic.time.{clock}", lambda: seconds)
+    sequences, targets = rows(8)
+    seen = []
+
+    def look(critic):
+        nonlocal seconds
+        seen.append(critic.values(sequences))
+        seconds += 100.0
+
+    def told(done, total):
+        nonlocal seconds
+        seconds += 1.0  # for each batch, and once before them
+
+    critic = SequenceCritic(tiny_model)
+    fit = critic.fit(sequences, targets, epochs=2, batch_size=4, learning_rate=1e-3, watch=told, after_epoch=look)
+    assert fit.seconds == fit.cpu_seconds == 1 + 2 * 2
+    assert len(seen) == 2
+    assert not torch.equal(*seen)
+    assert torch.equal(seen[-1], critic.values(sequences))
+
+
 def test_the_memory_is_four_times_the_parameters(tiny_model):
     critic = SequenceCritic(tiny_model)
     fit = critic.fit(*rows(8))
