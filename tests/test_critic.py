@@ -90,10 +90,16 @@ def test_training_stops_where_held_back_prompts_get_worse_and_keeps_the_best_wei
     critic = SequenceCritic(tiny_model)
     fit = critic.fit(unlike, noise, epochs=20, learning_rate=3e-3, held_back=0.25)
     assert len(fit.losses) < 20
-    assert min(fit.held_back_losses[-2:]) > min(fit.held_back_losses)
-    assert len(fit.held_back_losses) == len(fit.losses) + 1
+    assert min(fit.held_back_errors[-2:]) > min(fit.held_back_errors)
+    assert len(fit.held_back_errors) == len(fit.losses) + 1
     again = critic.fit(unlike, noise, epochs=0, held_back=0.25)  # the same split by the same seed
-    assert again.held_back_losses == pytest.approx([min(fit.held_back_losses)], abs=1e-6)
+    assert again.held_back_errors == pytest.approx([min(fit.held_back_errors)], abs=1e-6)
+
+
+def test_the_error_on_held_back_prompts_is_squared_and_not_a_cross_entropy(tiny_model):
+    sequences, targets = rows(8)
+    fit = SequenceCritic(tiny_model, mean_rate=0.9).fit(sequences, targets * 0, epochs=0, held_back=0.25)
+    assert fit.held_back_errors == [pytest.approx(0.81, abs=1e-6)]
 
 
 def test_prompts_are_held_back_whole(tiny_model):
@@ -104,7 +110,7 @@ def test_prompts_are_held_back_whole(tiny_model):
     options = {"epochs": 30, "learning_rate": 1e-3, "held_back": 0.25}
     by_prompt = SequenceCritic(tiny_model).fit(sequences, reward, groups=groups, **options)
     by_row = SequenceCritic(tiny_model).fit(sequences, reward, **options)
-    assert min(by_row.held_back_losses) < 0.5 < min(by_prompt.held_back_losses)
+    assert min(by_row.held_back_errors) < 0.15 < min(by_prompt.held_back_errors)
 
 
 def test_a_second_fit_goes_on_with_the_moments_of_the_first(tiny_model):

@@ -85,7 +85,7 @@ def test_the_learning_rate_is_chosen_on_held_back_training_prompts(tiny_model, w
     )
     assert error(chosen, values) < 0.05
     assert re.match(
-        r"learning rate 0\.001 of 1e-09, 0\.001, [1-6] of at most 6 epochs, loss 0\.\d+ on held", chosen.chosen
+        r"learning rate 0\.001 of 1e-09, 0\.001, [1-6] of at most 6 epochs, squared error 0\.\d+ on held", chosen.chosen
     )
 
 

@@ -25,7 +25,7 @@ HEAD_LEARNING_RATE_FACTOR = 30.0
 """The head starts at zero, and until it has moved the decoder has no gradient: it learns faster by this factor."""
 
 _CLIPPED_NORM = 1.0
-_PATIENCE = 2  # epochs in a row without a lower loss, after which training stops
+_PATIENCE = 2  # epochs in a row without a lower error, after which training stops
 _VALUES_BATCH_FACTOR = 4  # without gradients a batch may be larger
 
 
@@ -35,8 +35,8 @@ class CriticFit:
 
     losses: list[float]
     """Mean binary cross-entropy of each epoch's batches, in nats."""
-    held_back_losses: list[float]
-    """The same on the held-back prompts, before the first epoch and after each; empty without them."""
+    held_back_errors: list[float]
+    """Mean squared error on the held-back prompts, before the first epoch and after each; empty without them."""
     seconds: float
     """Of wall-clock time."""
     cpu_seconds: float
@@ -120,8 +120,9 @@ class SequenceCritic(nn.Module):
             batch_size: Rows.
             seed: Of the order of rows and of the choice of prompts that are held back.
             groups: The prompt of each row; needed to hold back some. Default: every row is a prompt of its own.
-            held_back: Share of prompts that are not trained on. The weights with their lowest loss are kept, and
-                training stops after two epochs in a row that do not lower it.
+            held_back: Share of prompts that are not trained on. The weights with their lowest squared error are kept,
+                and training stops after two epochs in a row that do not lower it. Their cross-entropy would choose
+                otherwise: a few values that are sure and wrong outweigh all that are near.
             watch: Told how many batches are done, and how many there are at most, before the first and after each.
             after_epoch: Given this critic after each epoch, with that epoch's weights; its time is not counted.
 
@@ -135,7 +136,7 @@ class SequenceCritic(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         wall, cpu = time.perf_counter(), time.process_time()
         losses: list[float] = []
-        held_back_losses = [self._loss(sequences, targets, judged, batch_size)] if judged else []
+        held_back_errors = [self._error(sequences, targets, judged, batch_size)] if judged else []
         best = copy.deepcopy(self.state_dict()) if judged else None
         total = epochs * -(-len(fitted) // batch_size)
         done = 0
@@ -158,15 +159,15 @@ class SequenceCritic(nn.Module):
             after_epoch(self)
             wall, cpu = wall + time.perf_counter() - paused[0], cpu + time.process_time() - paused[1]
             if best is not None:
-                held_back_losses.append(self._loss(sequences, targets, judged, batch_size))
-                if held_back_losses[-1] < min(held_back_losses[:-1]):
+                held_back_errors.append(self._error(sequences, targets, judged, batch_size))
+                if held_back_errors[-1] < min(held_back_errors[:-1]):
                     best = copy.deepcopy(self.state_dict())
-                elif min(held_back_losses[-_PATIENCE:]) > min(held_back_losses):
+                elif min(held_back_errors[-_PATIENCE:]) > min(held_back_errors):
                     break
         if best is not None:
             self.load_state_dict(best)
         return CriticFit(
-            losses, held_back_losses, time.perf_counter() - wall, time.process_time() - cpu, self._extra_bytes()
+            losses, held_back_errors, time.perf_counter() - wall, time.process_time() - cpu, self._extra_bytes()
         )
 
     @torch.no_grad()
@@ -221,12 +222,12 @@ class SequenceCritic(nn.Module):
         lengths = torch.tensor([len(each) for each in sequences])
         return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device)
 
-    def _loss(
+    def _error(
         self, sequences: Sequence[Sequence[int]], targets: Float[Tensor, " rows"], rows: list[int], batch_size: int
     ) -> float:
-        """Mean binary cross-entropy of some rows."""
+        """Mean squared error of some rows."""
         values = self.values([sequences[row] for row in rows], batch_size=_VALUES_BATCH_FACTOR * batch_size)
-        return float(nn.functional.binary_cross_entropy(values, targets[rows].cpu().double()))
+        return float(((values - targets[rows].cpu().double()) ** 2).mean())
 
     def _extra_bytes(self) -> int:
         held: list[Tensor] = list(self.parameters())

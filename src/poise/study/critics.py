@@ -33,7 +33,7 @@ class CriticFitting:
     epochs: int
     """At most."""
     learning_rates: tuple[float, ...]
-    """To try; the one with the lowest loss on held-back training prompts counts."""
+    """To try; the one with the lowest squared error on held-back training prompts counts."""
     batch_size: int = 16
     held_back: float = 0.15
     """Share of the training prompts that choose rate and epoch."""
@@ -61,6 +61,7 @@ def kept_critic_estimates(
     folder.mkdir(exist_ok=True)
     made_with = json.loads(json.dumps(dataclasses.asdict(fitting)))
     del made_with["hindsight"]  # takes no part in the fit
+    made_with["chosen_by"] = "squared error"
     critics = {}
     for name, reads_completion in KINDS.items():
         file = folder / f"{name.split()[0]}.safetensors"
@@ -131,13 +132,13 @@ def critic_estimates(
             watch=_part_of(watch, tried, len(fitting.learning_rates)),
             after_epoch=take_down,
         )
-        fits.append((min(fit.held_back_losses), learning_rate, critic, fit))
+        fits.append((min(fit.held_back_errors), learning_rate, critic, fit))
         fits = [min(fits, key=lambda each: each[0])]  # one critic at a time is enough to hold
-    [(loss, learning_rate, critic, fit)] = fits
+    [(error, learning_rate, critic, fit)] = fits
     rates = ", ".join(f"{each:g}" for each in fitting.learning_rates)
     chosen = (
-        f"learning rate {learning_rate:g} of {rates}, {fit.held_back_losses.index(loss)} of at most {fitting.epochs} "
-        f"epochs, loss {loss:.3f} on held-back prompts ({fit.held_back_losses[0]:.3f} untrained)"
+        f"learning rate {learning_rate:g} of {rates}, {fit.held_back_errors.index(error)} of at most {fitting.epochs} "
+        f"epochs, squared error {error:.4f} on held-back prompts ({fit.held_back_errors[0]:.4f} untrained)"
     )
     return Estimates(
         said(critic),
