@@ -103,6 +103,11 @@ def test_a_second_run_draws_nothing_and_finds_the_same(finished, tmp_path, monke
     assert after["recommendation"] is None  # the tables that it rests on were not asked for
 
 
+def test_no_layer_at_all_is_refused_before_a_model_is_loaded():
+    with pytest.raises(ValueError, match="a study reads at least 1 layer, got none"):
+        StudySettings("no such model", ("embedded",), layers=())
+
+
 def test_critics_are_judged_in_hindsight_in_the_same_folder(finished, tmp_path):
     folder, _ = finished
     again = tmp_path / "again"

@@ -75,6 +75,8 @@ class StudySettings:
         unknown = [name for name in self.tables if name not in TABLES]
         if unknown or not self.tables:
             raise ValueError(f"tables are {', '.join(TABLES)}; got {', '.join(unknown) or 'none'}")
+        if self.layers is not None and not self.layers:
+            raise ValueError("a study reads at least 1 layer, got none")
         if min(self.pools, default=0) < 1:
             raise ValueError(f"pools must be numbers of tokens from 1 on, got {self.pools}")
 
@@ -84,10 +86,9 @@ class StudySettings:
     @property
     def drawn(self) -> dict[str, Any]:
         """What files in the folder depend on."""
-        others = {"resamples", "tables"}
-        others |= {"model", "older_model"}  # told apart by their fingerprints, wherever they lie
-        everything = dataclasses.asdict(self).items()
-        return {name: each for name, each in everything if name not in others and not name.startswith("critic")}
+        afterwards = {name for name in self.__dataclass_fields__ if name.startswith("critic")} | {"resamples", "tables"}
+        by_weights = {"model", "older_model"}  # told apart by their fingerprints, wherever they lie
+        return {name: each for name, each in dataclasses.asdict(self).items() if name not in afterwards | by_weights}
 
 
 def folder_name(text: str) -> str:

@@ -157,9 +157,7 @@ def loaded_policy(name: str, *, chat: bool = True) -> tuple[Any, Any]:
 
 def _studied_layers(policy: Any, settings: StudySettings) -> list[int]:
     depth = len(decoder_blocks(policy)[1])
-    if settings.layers == ():
-        raise ValueError("a study reads at least 1 layer, got none")
-    return sorted(set(checked_layers(settings.layers or range(depth), depth=depth)))
+    return sorted(set(checked_layers(range(depth) if settings.layers is None else settings.layers, depth=depth)))
 
 
 def _critics(drawn: DrawnTask, policy: Any, settings: StudySettings, watch: Watch) -> dict[str, Estimates]:
