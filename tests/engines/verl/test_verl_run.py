@@ -4,6 +4,7 @@ Two data parallel ranks, packed rows, dynamic batches. The sampler is a stand-in
 own. The same run is made twice, once as it is and once killed and resumed: both must arrive at the same baseline.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -96,7 +98,7 @@ class Run:
             f"trainer.default_local_dir={self.folder}",
             f"hydra.run.dir={folder}",
         ]
-        for _ in range(2):  # on a busy machine Ray may not come up
+        for last in (False, True):  # on a busy machine Ray may not come up, or lose its processes before a step
             with log.open("w") as output:
                 self.process = subprocess.Popen(
                     command,
@@ -107,9 +109,12 @@ class Run:
                     start_new_session=True,
                 )
             self.wait_for("Started a local Ray instance", seconds=SECONDS_TO_START)
-            if "Started a local Ray instance" in log.read_text() or self.process.poll() is not None:
+            if "Started a local Ray instance" in log.read_text():
+                self.wait_for("step:", seconds=MOST_SECONDS)
+            if last or "step:" in log.read_text():
                 break
             self.kill()
+            warnings.warn(f"started again, since this did not reach a step:\n{log.read_text()[-4000:]}", stacklevel=2)
 
     def finished(self):
         try:
@@ -134,7 +139,8 @@ class Run:
             time.sleep(0.5)
 
     def kill(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # all of them have ended
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def metric(self, name):
