@@ -1,4 +1,6 @@
-"""Which candidate is in charge, and what each candidate predicts."""
+"""How much does each candidate count, and what does it predict?"""
+
+import math
 
 import pytest
 import torch
@@ -101,24 +103,65 @@ def test_risks_are_decayed_sums_by_hand():
     assert record.rows.tolist() == [1.5 * 2]
 
 
-def test_the_cheapest_is_in_charge_and_the_simpler_of_equals():
+def counting_most(record, domains):
+    return record.shares(domains).argmax(dim=0).tolist()
+
+
+def test_shares_are_exponential_in_what_candidates_cost_beyond_the_best():
+    rewards = [1.0, 0.0, 1.0, 0.0]
+    record = observed(([[0.5] * 4, [1.0, 0.0, 0.5, 0.5], [0.0, 1.0, 0.0, 1.0]], rewards, [1.0] * 4, [0] * 4))
+    risks = [0.25, 0.125, 1.0]
+    expected = torch.tensor([math.exp(-4 * (risk - 0.125) / (8 * 0.125)) for risk in risks], dtype=torch.float64)
+    shares = record.shares(torch.tensor([0, 0]))
+    assert_close(shares[:, 0], expected / expected.sum())
+    assert torch.equal(shares[:, 0], shares[:, 1])
+
+
+def test_candidates_that_are_right_share_alike_and_the_others_count_for_nothing():
+    record = observed(([[1.0, 0.0], [0.5, 0.5], [1.0, 0.0]], [1.0, 0.0], [1.0, 1.0], [0, 0]))
+    assert record.shares(torch.tensor([0])).T.tolist() == [[0.5, 0.0, 0.5]]
+
+
+def test_a_longer_record_tells_candidates_apart_that_a_short_one_averages():
+    for rows, least, most in ((4, 0.5, 0.6), (4000, 1 - 1e-6, 1.0)):
+        record = observed(([[0.4] * rows, [0.5] * rows], [0.0] * rows, [1.0] * rows, [0] * rows))
+        share = float(record.shares(torch.tensor([0]))[0, 0])
+        assert least < share <= most
+
+
+def test_the_mean_of_two_candidates_that_err_apart_costs_less_than_either():
+    generator = torch.Generator().manual_seed(0)
+    value = torch.rand(400, generator=generator, dtype=torch.float64)
+    predictions = value + torch.randn(2, 400, generator=generator, dtype=torch.float64)
+    domains = torch.zeros(400, dtype=torch.int64)
+    record = RiskRecord(2, decay=1.0).observe(
+        predictions[:, :50], value[:50], torch.ones(50).double(), domains[:50], num_domains=1
+    )
+    later = slice(50, None)
+    mean = (record.shares(domains[later]) * predictions[:, later]).sum(dim=0)
+    assert (mean - value[later]).square().mean() < 0.8 * (predictions[:, later] - value[later]).square().mean(
+        dim=1
+    ).min()
+
+
+def test_the_cheapest_counts_most_and_the_simpler_of_equals():
     rewards = [1.0, 0.0]
     record = observed(([[0.5, 0.5], [0.5, 0.5], [1.0, 1.0]], rewards, [1.0, 1.0], [0, 0]))
-    assert record.in_charge(torch.tensor([0, 0])).tolist() == [0, 0]
+    assert counting_most(record, torch.tensor([0, 0])) == [0, 0]
     record = observed(([[0.0, 1.0], [0.5, 0.5], [0.9, 0.1]], rewards, [1.0, 1.0], [0, 0]))
-    assert record.in_charge(torch.tensor([0])).tolist() == [2]
+    assert counting_most(record, torch.tensor([0])) == [2]
 
 
 def test_what_weighs_more_decides():
     predictions = [[1.0, 1.0], [0.0, 0.0]]
     for weights, winner in (([3.0, 1.0], 0), ([1.0, 3.0], 1)):
         record = observed((predictions, [1.0, 0.0], weights, [0, 0]))
-        assert record.in_charge(torch.tensor([0])).tolist() == [winner]
+        assert counting_most(record, torch.tensor([0])) == [winner]
 
 
-def test_without_a_record_the_leave_out_mean_is_in_charge():
-    assert RiskRecord(5, decay=0.9).in_charge(torch.tensor([0, 3])).tolist() == [1, 1]
-    assert RiskRecord(1, decay=0.9).in_charge(torch.tensor([0])).tolist() == [0]
+def test_without_a_record_the_leave_out_mean_counts_alone():
+    assert counting_most(RiskRecord(5, decay=0.9), torch.tensor([0, 3])) == [1, 1]
+    assert counting_most(RiskRecord(1, decay=0.9), torch.tensor([0])) == [0]
 
 
 def two_domains(rows_each):
@@ -130,12 +173,12 @@ def two_domains(rows_each):
 
 
 def test_each_domain_has_its_own_and_a_short_record_leans_on_all():
-    assert two_domains((2000, 2000)).in_charge(torch.tensor([0, 1])).tolist() == [0, 1]
-    assert two_domains((4, 2000)).in_charge(torch.tensor([0, 1])).tolist() == [1, 1]
+    assert counting_most(two_domains((2000, 2000)), torch.tensor([0, 1])) == [0, 1]
+    assert counting_most(two_domains((4, 2000)), torch.tensor([0, 1])) == [1, 1]
 
 
 def test_a_domain_never_seen_gets_what_is_best_for_all():
-    assert two_domains((2000, 2000)).in_charge(torch.tensor([2])).tolist() == [1]
+    assert counting_most(two_domains((2000, 2000)), torch.tensor([2])) == [1]
 
 
 def test_an_absent_domain_keeps_its_record_up_to_fading_and_a_new_one_is_added():
@@ -145,4 +188,4 @@ def test_an_absent_domain_keeps_its_record_up_to_fading_and_a_new_one_is_added()
         torch.zeros(2, 1).double(), torch.ones(1).double(), torch.ones(1).double(), torch.tensor([2]), num_domains=3
     )
     assert_close(record.losses, torch.cat([before * 0.5, torch.ones(1, 2).double()]))
-    assert record.in_charge(torch.tensor([0, 1])).tolist() == [0, 1]
+    assert counting_most(record, torch.tensor([0, 1])) == [0, 1]

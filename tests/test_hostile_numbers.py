@@ -210,4 +210,12 @@ def test_a_record_in_which_nothing_weighs_chooses_the_second_candidate():
     record = RiskRecord(3, decay=0.9)
     domains = torch.tensor([0, 0, 1])
     record.observe(torch.ones(3, 3).double(), torch.ones(3).double(), torch.zeros(3).double(), domains, num_domains=2)
-    assert record.in_charge(domains).tolist() == [1, 1, 1]
+    assert record.shares(domains).T.tolist() == [[0, 1, 0]] * 3
+
+
+@pytest.mark.parametrize("reward", [1e100, 1e160, 1e300])
+def test_rewards_whose_squares_overflow_get_finite_baselines(reward):
+    baseline = poise.OnlineBaseline(poise.preset("poise-value", evidence=("constant", "sibling_reward")))
+    for _ in range(3):
+        step = baseline.step(None, [reward, 0.0, 1.0, reward, 0.5, 1.0], prompts=[0, 0, 1, 1, 2, 2])
+        assert step.baselines.isfinite().all()

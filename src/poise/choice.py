@@ -1,12 +1,12 @@
 """Which evidence, how much of it, and whose rows should a baseline rest on?
 
-Where there is nothing to know, knowing must cost nothing. So a baseline is not one fit but the best of several:
-nested evidence sets, from none to all, each with several ridge penalties, fitted on all rows or on those of the
-rollout's own domain. Every candidate predicts every batch without having seen the prompt; what it would have cost,
-sum w (r - b)^2, is remembered per domain, and the cheapest so far is in charge.
+Where there is nothing to know, knowing must cost nothing. So a baseline is not one fit but a mean of the best
+among several: nested evidence sets, from none to all, each with several ridge penalties, fitted on all rows or on
+those of the rollout's own domain. Every candidate predicts every batch without having seen the prompt; what it would
+have cost, sum w (r - b)^2, is remembered per domain, and the cheapest so far count most.
 
-A choice for a rollout never looks at its own prompt: it rests on earlier steps, and at the very first step, where
-there are none, on the other half of the prompts.
+How much a candidate counts for a rollout never looks at its own prompt: it rests on earlier steps, and at the very
+first step, where there are none, on the other half of the prompts.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ from poise.evidence import EVIDENCE_SETS, HIDDEN_BLOCKS, EvidenceMatrix, Evidenc
 from poise.probe import LeaveOnePromptOut
 
 _PRIOR_ROWS = 64.0  # a domain's record counts as if this many rows behaved like all domains together
-_FEWEST_DOMAIN_ROWS = 128  # a domain with fewer rows is not fitted alone
+_TEMPERATURE = 8.0  # of exponential weights, in units of the noise's variance
+_FEWEST_DOMAIN_ROWS = 128  # a domain with fewer rows of earlier steps is not fitted alone
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def candidate_baselines(
         return out
     for domain in batch_domains:
         inside = rows.domain == domain
-        if int(inside.sum()) < _FEWEST_DOMAIN_ROWS:
+        if int(inside[:start].sum()) < _FEWEST_DOMAIN_ROWS:
             continue
         batch = inside[start:]
         own_groups = groups[batch].unique(return_inverse=True)[1]
@@ -117,28 +118,42 @@ class RiskRecord:
         *,
         num_domains: int,
     ) -> "RiskRecord":
-        """Add one batch; older batches fade by `decay`. Rows of weight 0 do not count."""
+        """Add one batch; older batches fade by `decay`. Rows of weight 0 do not count, nor does a batch of them."""
         grown = num_domains - len(self.weights)
-        self.losses = torch.cat([self.losses * self.decay, self.losses.new_zeros(grown, len(predictions))])
-        self.weights = torch.cat([self.weights * self.decay, self.weights.new_zeros(grown)])
-        self.rows = torch.cat([self.rows * self.decay, self.rows.new_zeros(grown)])
+        kept = self.decay if bool((weights > 0).any()) else 1.0
+        self.losses = torch.cat([self.losses * kept, self.losses.new_zeros(grown, len(predictions))])
+        self.weights = torch.cat([self.weights * kept, self.weights.new_zeros(grown)])
+        self.rows = torch.cat([self.rows * kept, self.rows.new_zeros(grown)])
         self.losses.index_add_(0, domains, (weights * (rewards - predictions) ** 2).T)
         self.weights.index_add_(0, domains, weights)
         self.rows.index_add_(0, domains, (weights > 0).to(torch.float64))
         return self
 
-    def in_charge(self, domains: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-        """The cheapest candidate (the simplest among equals) for each row's domain.
+    def shares(self, domains: Int[Tensor, " batch"]) -> Float[Tensor, "candidates batch"]:
+        """How much each candidate counts in the baselines of each row's domain; they add up to 1.
+
+            share_c  proportional to  exp(-n (R_c - R_best) / (8 R_best))
+
+        R is the mean cost so far, n the rows behind it: aggregation by exponential weights (Dalalyan and Tsybakov 2008,
+        whose guarantee holds from a temperature of four times the noise's variance; R_best stands for that variance,
+        and siblings' rows are half as many as they look). Candidates that are about as good are averaged, which is
+        better than each of them; one that is worse by more than the record's noise counts for nothing.
 
         A domain with a short record leans on the record of all domains together; without any record the second
-        candidate, the leave-out mean, is in charge.
+        candidate, the leave-out mean, counts alone.
         """
         total = self.weights.sum()
         if not total > 0:
-            return torch.full_like(domains, min(1, self.losses.shape[1] - 1))
-        common = self.losses.sum(dim=0) / total
+            alone = torch.zeros(self.losses.shape[1], len(domains), dtype=torch.float64)
+            alone[min(1, len(alone) - 1)] = 1
+            return alone
+        common = self.losses.sum(dim=0, keepdim=True) / total
         prior = _PRIOR_ROWS * total / self.rows.sum()
-        risks = (self.losses + prior * common) / (self.weights + prior)[:, None]
-        known = domains.clamp(max=len(risks) - 1)
-        best = torch.where(domains < len(risks), risks.argmin(dim=1)[known], common.argmin())
-        return best
+        risks = torch.cat([(self.losses + prior * common) / (self.weights + prior)[:, None], common])
+        risks = risks.nan_to_num(nan=torch.finfo(torch.float64).max)  # costs may overflow
+        rows = torch.cat([self.rows, self.rows.new_zeros(1)])
+        rows += (self.rows.sum() - rows).clamp(max=_PRIOR_ROWS)
+        best = risks.amin(dim=1, keepdim=True)
+        excess = (risks - best) / best.clamp(min=torch.finfo(torch.float64).tiny)
+        shares = torch.softmax(-rows[:, None] * excess / _TEMPERATURE, dim=1)
+        return shares[domains.clamp(max=len(self.rows))].T  # the last are those of a domain without a record

@@ -1,7 +1,7 @@
 """How does poise's own baseline come about?
 
 One ridge on everything that a rollout may know, fitted on the window and the batch itself, each prompt left out of
-its own fit (`probe`); which evidence, penalty and scope rule is settled by what they cost before (`choice`). The
+its own fit (`probe`); which evidence, penalty and scope count is settled by what they cost before (`choice`). The
 score-norm-weighted fit gives the baselines; the unweighted one beside it, from the same evidence, gives the values.
 """
 
@@ -37,13 +37,13 @@ class LearnedBaseline:
         self.records = {t: RiskRecord(len(self.candidates), decay=recipe.risk_decay) for t in targets}
 
     def step(self, batch: Batch) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"], Int[Tensor, " rows"]]:
-        """Baselines, values, and the index of the candidate in charge of each row; then learn from the batch."""
+        """Baselines, values, and for each row the candidate that counts most; then learn from the batch."""
         domains = self._domain_numbers(batch.domains)
         new = self._evidence(batch, domains)
         rows = self.window.followed_by(new) if self.window else new
         out = {}
-        for target, (predictions, in_charge) in self._fits(new, rows, batch).items():
-            out[target] = predictions.gather(0, in_charge[None])[0], in_charge
+        for target, (predictions, shares) in self._fits(new, rows, batch).items():
+            out[target] = (shares * predictions).sum(dim=0), shares.argmax(dim=0)
             self._observe(self.records[target], predictions, new, weighted=self._is_weighted(target))
         baselines, in_charge = out["baseline"]
         values, _ = out.get("value", out["baseline"])
@@ -55,8 +55,8 @@ class LearnedBaseline:
 
     def _fits(
         self, new: EvidenceRows, rows: EvidenceRows, batch: Batch
-    ) -> dict[str, tuple[Float[Tensor, "candidates batch"], Int[Tensor, " batch"]]]:
-        """For each target every candidate's predictions, and who is in charge.
+    ) -> dict[str, tuple[Float[Tensor, "candidates batch"], Float[Tensor, "candidates batch"]]]:
+        """For each target every candidate's predictions, and how much each of them counts.
 
         Where a fit cannot be solved, or gives no finite number, the leave-out mean of the rewards stands in.
         """
@@ -69,18 +69,18 @@ class LearnedBaseline:
                     fits[target] = self._first_predictions(new, batch, weighted=weighted)
                 else:
                     predictions = self._predictions(matrix, rows, batch.groups, weighted=weighted)
-                    fits[target] = predictions, record.in_charge(new.domain)
+                    fits[target] = predictions, record.shares(new.domain)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             unsolved = torch.full((len(self.candidates), len(batch.groups)), torch.nan, dtype=torch.float64)
             unsolved[0] = 0  # the zero baseline, which needs no fit
-            fits = {target: (unsolved, record.in_charge(new.domain)) for target, record in self.records.items()}
+            fits = {target: (unsolved, record.shares(new.domain)) for target, record in self.records.items()}
         self.solved = all(bool(predictions.isfinite().all()) for predictions, _ in fits.values())
         if self.solved:
             return fits
         means = {
             t: _leave_out_means(rows, self._weights(rows, weighted=self._is_weighted(t)), batch.groups) for t in fits
         }
-        return {t: (torch.where(p.isfinite(), p, means[t]), in_charge) for t, (p, in_charge) in fits.items()}
+        return {t: (torch.where(p.isfinite(), p, means[t]), shares) for t, (p, shares) in fits.items()}
 
     def _is_weighted(self, target: str) -> bool:
         return self.recipe.weighted and target == "baseline"
@@ -130,11 +130,11 @@ class LearnedBaseline:
 
     def _first_predictions(
         self, new: EvidenceRows, batch: Batch, *, weighted: bool
-    ) -> tuple[Float[Tensor, "candidates batch"], Int[Tensor, " batch"]]:
-        """Without earlier steps: axes and choice for each half of the prompts come from the other half."""
+    ) -> tuple[Float[Tensor, "candidates batch"], Float[Tensor, "candidates batch"]]:
+        """Without earlier steps: axes and shares for each half of the prompts come from the other half."""
         groups = batch.groups
         predictions = torch.zeros(len(self.candidates), len(groups), dtype=torch.float64)
-        in_charge = torch.zeros_like(groups)
+        shares = torch.zeros_like(predictions)
         # By the rank of the prompts' keys: balanced, and blind to the order of rows and to what was sampled.
         halves = torch.tensor(batch.keys).unique(return_inverse=True)[1] % 2
         for half in (0, 1):
@@ -148,8 +148,8 @@ class LearnedBaseline:
                 seen = EvidenceMatrix(matrix.columns[~mine], matrix.blocks)
                 cost = self._predictions(seen, others, renumbered, weighted=weighted)
                 self._observe(record, cost, others, weighted=weighted)
-            in_charge[mine] = record.in_charge(new.domain[mine])
-        return predictions, in_charge
+            shares[:, mine] = record.shares(new.domain[mine])
+        return predictions, shares
 
     def _observe(
         self, record: RiskRecord, predictions: Float[Tensor, "candidates batch"], rows: EvidenceRows, *, weighted: bool
