@@ -43,7 +43,7 @@ class Step:
     metrics: dict[str, float]
     """Keys `poise/...`; `docs/metrics.md` has a line for each."""
     in_charge: dict[str, str]
-    """For each domain, the evidence in charge of its baselines; empty for presets that do not choose."""
+    """For each domain, the evidence in charge: what counts most in its baselines. Empty where nothing is chosen."""
 
 
 class OnlineBaseline:
