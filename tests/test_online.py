@@ -645,7 +645,7 @@ def test_a_fit_that_cannot_be_solved_gives_way_to_the_leave_out_mean_and_is_coun
         shares.setdefault(rollouts.domains[row], []).append(float(step.baselines[row]) / mean)
     for share in shares.values():
         assert share == pytest.approx([share[0]] * len(share))
-        assert 0.5 < share[0] < 1 + 1e-9
+        assert (0.5 if earlier_steps else 1 - 1e-9) < share[0] < 1 + 1e-9  # nothing is known at the first step
     # The step is learned from, and the next one is solved.
     following = batch(10).given_to(baseline)
     assert following.metrics["poise/inexact_share"] == 0

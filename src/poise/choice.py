@@ -62,7 +62,7 @@ def candidate_baselines(
 ) -> Float[Tensor, "candidates batch"]:
     """Every candidate's leave-one-prompt-out prediction of the batch, which is the last rows of `rows`.
 
-    A domain too small for a fit of its own gets the predictions of the common fit.
+    A domain with too few rows of earlier steps for a fit of its own gets the predictions of the common fit.
     """
     start = len(rows) - len(groups)
     out = torch.zeros(len(listed), len(groups), dtype=torch.float64)

@@ -108,10 +108,8 @@ class Run:
                     stderr=output,
                     start_new_session=True,
                 )
-            self.wait_for("Started a local Ray instance", seconds=SECONDS_TO_START)
-            if "Started a local Ray instance" in log.read_text():
-                self.wait_for("step:", seconds=MOST_SECONDS)
-            if last or "step:" in log.read_text():
+            is_up = self.wait_for("Started a local Ray instance", seconds=SECONDS_TO_START)
+            if (is_up and self.wait_for("step:", seconds=MOST_SECONDS)) or last:
                 break
             self.kill()
             warnings.warn(f"started again, since this did not reach a step:\n{log.read_text()[-4000:]}", stacklevel=2)
@@ -126,17 +124,18 @@ class Run:
         return self
 
     def killed_after(self, text):
-        self.wait_for(text, seconds=MOST_SECONDS)
+        is_logged = self.wait_for(text, seconds=MOST_SECONDS)
         ended = self.process.poll()
         self.kill()
         assert ended is None, self.log.read_text()[-4000:]
-        assert text in self.log.read_text(), self.log.read_text()[-4000:]
+        assert is_logged, self.log.read_text()[-4000:]
 
     def wait_for(self, text, *, seconds):
-        """Until the text is logged, the process has ended or the time is up."""
+        """Whether the text is logged; waits until it is, the process has ended or the time is up."""
         latest = time.monotonic() + seconds
         while text not in self.log.read_text() and self.process.poll() is None and time.monotonic() < latest:
             time.sleep(0.5)
+        return text in self.log.read_text()
 
     def kill(self):
         with contextlib.suppress(ProcessLookupError):  # all of them have ended
