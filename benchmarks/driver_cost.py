@@ -25,7 +25,7 @@ from results import markdown_table, save
 from scipy.optimize import nnls
 
 import poise
-from poise.features import Features
+from poise.features.rollout_features import Features
 from poise.presets import LeaveOnePromptOutRecipe
 
 SHEET_ROWS = (10**3, 10**4, 10**5, 10**6)

@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import poise
-from poise.hidden_states import decoder_blocks, default_layer
+from poise.features.hidden_states import decoder_blocks, default_layer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-4b": {

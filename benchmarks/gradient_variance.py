@@ -27,7 +27,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 import poise
-from poise.gradient_variance import Estimate, head_score_products, prompt_gradients, score_products
+from poise.diagnostics.gradient_variance import Estimate, head_score_products, prompt_gradients, score_products
 
 STEP, FILLING = 256, 3
 OTHERS = 64

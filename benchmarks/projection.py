@@ -17,8 +17,8 @@ from synthetic import World
 from torch import Tensor
 
 from poise.baselines import prompt_groups, sibling_means
-from poise.probe import LeaveOnePromptOut
-from poise.projection import principal_axes, projected_states
+from poise.probe.leave_one_out import LeaveOnePromptOut
+from poise.probe.principal_axes import principal_axes, projected_states
 
 PENALTIES = (0.3, 3.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 PROMPTS = 256

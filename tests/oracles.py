@@ -16,8 +16,8 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from poise.features import Features
-from poise.history import prompt_keys
+from poise.features.rollout_features import Features
+from poise.probe.history import prompt_keys
 
 
 def refitted_baselines(evidence, rewards, weights, groups, penalty):

@@ -10,8 +10,8 @@ import torch
 
 import poise
 from oracles import drawn_rollouts
+from poise.features.scalars import SCALARS
 from poise.models.embedded import embedded_model_path
-from poise.scalars import SCALARS
 
 ROOT = Path(__file__).parent.parent
 

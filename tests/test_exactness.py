@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import poise
-from poise import choice
-from poise.choice import RiskRecord
-from poise.features import Features
+from poise.features.rollout_features import Features
 from poise.presets import PRESETS, LeaveOnePromptOutRecipe
-from poise.probe import LeaveOnePromptOut
+from poise.probe import mixture
+from poise.probe.leave_one_out import LeaveOnePromptOut
+from poise.probe.mixture import RiskRecord
 
 GROUP_SIZES = {
     "two": [2] * 12,
@@ -29,7 +29,7 @@ VARIANTS = [(1.0, 10.0, 1.0), (0.0, 0.1, 100.0), (0.37, 10.0, 0.01), (torch.nan,
 
 @pytest.fixture(autouse=True)
 def small_domains_are_fitted_alone(monkeypatch):
-    monkeypatch.setattr(choice, "_FEWEST_DOMAIN_ROWS", 8)
+    monkeypatch.setattr(mixture, "_FEWEST_DOMAIN_ROWS", 8)
 
 
 class Rollouts:
@@ -186,11 +186,11 @@ def test_poise_with_several_penalties_and_numbers_of_axes_keeps_its_promise():
 
 def test_control_a_rollouts_own_features_are_noticed(monkeypatch):
     # The rollout's own features in the place of its siblings': the move must be plain to see.
-    import poise.evidence
-    from poise import learned
+    import poise.probe.evidence
+    from poise.probe import learned
 
     def own_features(prompt, completion, entropies, *args, **kwargs):
-        rows = poise.evidence.evidence_rows(prompt, completion, entropies, *args, **kwargs)
+        rows = poise.probe.evidence.evidence_rows(prompt, completion, entropies, *args, **kwargs)
         return replace(rows, sibling_states=completion)
 
     monkeypatch.setattr(learned, "evidence_rows", own_features)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 import poise
 from oracles import drawn_rollouts
 from poise.baselines import group_mean_baselines, rloo_baselines, sibling_means
-from poise.choice import RiskRecord
-from poise.diagnostics import PairScoreboard
-from poise.evidence import evidence_matrix, evidence_rows, settled_frame
-from poise.features import mean_entropies, score_norm_weights
+from poise.diagnostics.pairs import PairScoreboard
+from poise.features.rollout_features import mean_entropies, score_norm_weights
 from poise.presets import LeaveOnePromptOutRecipe
-from poise.probe import LeaveOnePromptOut
-from poise.projection import principal_axes, projected_states
+from poise.probe.evidence import evidence_matrix, evidence_rows, settled_frame
+from poise.probe.leave_one_out import LeaveOnePromptOut
+from poise.probe.mixture import RiskRecord
+from poise.probe.principal_axes import principal_axes, projected_states
 
 HOSTILE = [math.nan, math.inf, -math.inf, 1e300, -1e300, 1e38, -1e38, 1e-300, -1.0, 0.0, 1e15]
 FEW = settings(max_examples=25, deadline=None, derandomize=True)

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import poise
 from oracles import drawn_rollouts, sibling_mean, together
-from poise.features import Features
+from poise.features.rollout_features import Features
 from poise.online import OnlineBaseline
 from poise.presets import PRESETS, EarlierStepsRecipe, LeaveOnePromptOutRecipe
 

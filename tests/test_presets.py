@@ -3,8 +3,8 @@
 import pytest
 
 import poise
-from poise.evidence import BLOCKS
 from poise.presets import PRESETS
+from poise.probe.evidence import BLOCKS
 
 
 def test_the_names_are_these():

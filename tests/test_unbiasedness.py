@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import poise
-from poise.features import Features
+from poise.features.rollout_features import Features
 
 LENGTHS = torch.tensor([1.0, 4.0, 2.0]).double()
 LOGITS = torch.tensor([[0.2, -0.4, 0.9], [-1.0, 0.3, 0.1], [0.5, 0.5, -1.0]]).double()

@@ -1,7 +1,7 @@
 """poise: reinforcement learning with verifiable rewards, its baseline read from the policy's own hidden states."""
 
-from poise.features import Features, reasoning_mask, score_norm_weights, token_entropies
-from poise.hidden_states import capture_hidden_states
+from poise.features.hidden_states import capture_hidden_states
+from poise.features.rollout_features import Features, reasoning_mask, score_norm_weights, token_entropies
 from poise.online import OnlineBaseline, Step
 from poise.presets import PRESETS, Preset, preset
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from poise.baselines import prompt_groups
-from poise.features import Features
-from poise.history import prompt_keys
+from poise.features.rollout_features import Features
+from poise.probe.history import prompt_keys
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from poise.baselines import group_mean_baselines, rloo_baselines
 from poise.batch import Batch, checked_batch
-from poise.choice import Candidate
-from poise.diagnostics import PairScoreboard
-from poise.evidence import EVIDENCE_SETS
-from poise.features import Features
-from poise.learned import LearnedBaseline
+from poise.diagnostics.pairs import PairScoreboard
+from poise.features.rollout_features import Features
+from poise.paper.published import PublishedBaseline, Window
 from poise.presets import EarlierStepsRecipe, LeaveOnePromptOutRecipe, Preset, RewardsRecipe
-from poise.published import PublishedBaseline, Window
-from poise.whole_files import write_whole, written_whole
+from poise.probe.evidence import EVIDENCE_SETS
+from poise.probe.learned import LearnedBaseline
+from poise.probe.mixture import Candidate
+from poise.storage.whole_files import write_whole, written_whole
 
 STATE_VERSION = 1
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from poise.evidence import BLOCKS, FEATURE_BLOCKS, SIBLING_BLOCKS
-from poise.features import MEAN_ENTROPIES
-from poise.scalars import check_scalar_names
-from poise.value_probes import COMBINATIONS, PROBES
+from poise.features.rollout_features import MEAN_ENTROPIES
+from poise.features.scalars import check_scalar_names
+from poise.paper.value_probes import COMBINATIONS, PROBES
+from poise.probe.evidence import BLOCKS, FEATURE_BLOCKS, SIBLING_BLOCKS
 
 TARGETS = ("siblings", "group", "own")
 """What the published probe may be fitted to."""
@@ -24,9 +24,9 @@ class LeaveOnePromptOutRecipe:
     """One ridge on switched-on evidence, fitted on window and batch, the prompt's own batch rows left out exactly."""
 
     evidence: tuple[str, ...] = BLOCKS
-    """Evidence blocks that may be used, of `poise.evidence.BLOCKS`."""
+    """Evidence blocks that may be used, of `poise.probe.evidence.BLOCKS`."""
     scalars: tuple[str, ...] = MEAN_ENTROPIES
-    """What the block `sibling_entropies` holds, of `poise.scalars.SCALARS`; a name that begins with `own:` is yours."""
+    """What the block `sibling_entropies` holds, of `scalars.SCALARS`; a name that begins with `own:` is yours."""
     weighted: bool = False
     """Weigh rows by score norms: the target is then the score-norm-weighted mean of rewards, not the value."""
     penalties: tuple[float, ...] = (3.0, 30.0, 300.0, 3000.0)
@@ -86,7 +86,7 @@ class EarlierStepsRecipe:
 
     penalty: float = 0.01
     probe: str = "ridge"
-    """The kind of probe, of `poise.value_probes.PROBES`."""
+    """The kind of probe, of `poise.paper.value_probes.PROBES`."""
     members: tuple[tuple[str, float], ...] = ()
     """Instead of `probe` and `penalty`: the probes of an ensemble, each a kind and a penalty."""
     combination: str = "mean"
@@ -99,7 +99,7 @@ class EarlierStepsRecipe:
     cross_rollout: bool = True
     """A rollout's baseline is its siblings' mean value. False is biased: its own value."""
     scalars: tuple[str, ...] = MEAN_ENTROPIES
-    """Of `poise.scalars.SCALARS`; a name that begins with `own:` is yours."""
+    """Of `poise.features.scalars.SCALARS`; a name that begins with `own:` is yours."""
     prompt_components: int | None = None
     completion_components: int | None = None
     window_rows: int = 4096

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 import poise
-from poise.features import Features, mean_entropies, reasoning_mask, score_norm_weights
+from poise.features.rollout_features import Features, mean_entropies, reasoning_mask, score_norm_weights
 
 DATA = Path(__file__).parent / "data"
 PRESET = "poise"

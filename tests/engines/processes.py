@@ -35,7 +35,7 @@ from transformers import TrainerCallback
 import poise
 import poise.engines.trl.trainer as engine
 from poise.engines.trl import PoiseConfig, PoiseTrainer
-from poise.features import Features
+from poise.features.rollout_features import Features
 
 HOST = {
     "max_completion_length": 12,

@@ -5,9 +5,9 @@ import torch
 from recording import HOST_CHATTER, metric
 from torch.testing import assert_close
 
-import poise.subsampling
+import poise.engines.subsampling
 from oracles import different_starts
-from poise.subsampling import inclusion_probabilities
+from poise.engines.subsampling import inclusion_probabilities
 
 pytestmark = HOST_CHATTER
 ROWS = 16
@@ -32,7 +32,7 @@ def test_the_mean_gradient_over_every_draw_is_that_of_the_whole_minibatch(build,
     probabilities = inclusion_probabilities(sizes, ROWS // 4)
     mean, furthest, seen = torch.zeros_like(whole), 0.0, set()
     for start, probability in different_starts(probabilities):
-        monkeypatch.setattr(poise.subsampling.torch, "rand", lambda *shape, at=start, **named: at)
+        monkeypatch.setattr(poise.engines.subsampling.torch, "rand", lambda *shape, at=start, **named: at)
         found = gradient(trainer, minibatch)
         monkeypatch.undo()
         mean += probability * found

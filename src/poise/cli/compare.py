@@ -15,8 +15,8 @@ from poise.cli.given_settings import extra_options
 from poise.cli.terminal import clock, console, quiet_hosts
 
 if TYPE_CHECKING:
-    from poise.compare.plan import Comparison
-    from poise.compare.schedule import RunProgress, Schedule
+    from poise.lab.compare.plan import Comparison
+    from poise.lab.compare.schedule import RunProgress, Schedule
 
 
 class CompareCommand(TyperCommand):
@@ -96,7 +96,7 @@ def _comparison(arms: str | None, *, learning_rates: str, **given: Any) -> "Comp
     Raises:
         ValueError: If something is unknown, contradicts itself or cannot be compared.
     """
-    from poise.compare.plan import DEFAULT_ARMS, Comparison, Conditions
+    from poise.lab.compare.plan import DEFAULT_ARMS, Comparison, Conditions
 
     seeds, tuning_seeds, twin = (given.pop(name) for name in ("seeds", "tuning_seeds", "twin"))
     names = DEFAULT_ARMS if arms is None else tuple(name.strip() for name in arms.split(",") if name.strip())
@@ -111,7 +111,7 @@ def _comparison(arms: str | None, *, learning_rates: str, **given: Any) -> "Comp
 
 def _announced(comparison: "Comparison", folder: Path, *, jobs: int) -> "Schedule":
     """The schedule, after its plan was printed."""
-    from poise.compare.schedule import Schedule
+    from poise.lab.compare.schedule import Schedule
 
     schedule = Schedule(folder, comparison)
     conditions = comparison.conditions
@@ -136,8 +136,8 @@ def _announced(comparison: "Comparison", folder: Path, *, jobs: int) -> "Schedul
 
 def _carried_out(schedule: "Schedule", *, jobs: int) -> Mapping[str, Any]:
     """Run what is missing, write the results, and return them."""
-    from poise.compare.record import write_results
-    from poise.compare.schedule import RunFailed
+    from poise.lab.compare.record import write_results
+    from poise.lab.compare.schedule import RunFailed
 
     try:
         schedule.carry_out(jobs=jobs, watch=ProgressLines())
@@ -208,7 +208,7 @@ def _shown(interval: Mapping[str, float]) -> str:
 
 def print_arms() -> None:
     """Every arm and what it is."""
-    from poise.compare.arms import ARMS
+    from poise.lab.compare.arms import ARMS
 
     for arm in ARMS.values():
         console.print(f"{arm.name}: {arm.about}", markup=False, soft_wrap=True)

@@ -23,7 +23,7 @@ def report(
     The page is one file that needs no network.
     """
     from poise.report.page import write_report
-    from poise.run_directory import RunDirectory
+    from poise.storage.run_directory import RunDirectory
 
     try:
         written = write_report(RunDirectory(run), output)

@@ -17,9 +17,9 @@ from poise.cli.eval import chat_template_options, folder_name
 from poise.cli.terminal import console, quiet_hosts
 
 if TYPE_CHECKING:
-    from poise.study.settings import StudySettings
-    from poise.study.study import StudyResults
-    from poise.study.task_rollouts import Watch
+    from poise.lab.study.settings import StudySettings
+    from poise.lab.study.study import StudyResults
+    from poise.lab.study.task_rollouts import Watch
 
 
 EMBEDDED_SIZES: dict[str, Any] = {
@@ -103,7 +103,7 @@ def study(
         try:
             if rollouts:
                 return print_swapped(rollouts, model, layers=layers, temperature=temperature)
-            from poise.study.settings import TABLES, StudySettings
+            from poise.lab.study.settings import TABLES, StudySettings
 
             sizes = EMBEDDED_SIZES if model in (None, "embedded") else OTHER_SIZES
             given = {
@@ -143,8 +143,8 @@ def study(
 
 
 def _studied(settings: "StudySettings", folder: Path, *, chat_options: dict[str, Any]) -> None:
-    from poise.study.pages import study_markdown, task_markdown
-    from poise.study.study import study
+    from poise.lab.study.pages import study_markdown, task_markdown
+    from poise.lab.study.study import study
 
     command = shlex.join(["poise", *sys.argv[1:]])
 
@@ -168,9 +168,9 @@ def print_swapped(paths: list[Path], model: str | None, *, layers: str | None, t
         FileNotFoundError: If a file is not there.
         ValueError: If the files are not rollouts of a run, or not of this model.
     """
-    from poise.study.saved import saved_features, saved_rollouts
-    from poise.study.study import loaded_policy
-    from poise.study.swapping import swapped_baselines, swapped_markdown
+    from poise.lab.study.saved import saved_features, saved_rollouts
+    from poise.lab.study.study import loaded_policy
+    from poise.lab.study.swapping import swapped_baselines, swapped_markdown
 
     rollouts = saved_rollouts(paths)
     features = weights = None
@@ -194,8 +194,8 @@ def print_swapped(paths: list[Path], model: str | None, *, layers: str | None, t
 
 def write_study(results: "StudyResults", folder: Path, *, command: str) -> None:
     """Write the page, the numbers and the figures of a study."""
-    from poise.study.figures import write_figures
-    from poise.study.pages import study_json, study_markdown
+    from poise.lab.study.figures import write_figures
+    from poise.lab.study.pages import study_json, study_markdown
 
     (folder / "study.md").write_text(study_markdown(results, command=command), encoding="utf-8")
     (folder / "study.json").write_text(study_json(results, command=command), encoding="utf-8")

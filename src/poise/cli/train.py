@@ -24,9 +24,9 @@ from poise.cli.terminal import clock, console, quiet_hosts, stop_on_interrupt
 from poise.cli.train_progress import shown_progress
 
 if TYPE_CHECKING:
-    from poise.run_directory import RunDirectory
-    from poise.settings import RunSettings
-    from poise.training import TrainingRun
+    from poise.storage.run_directory import RunDirectory
+    from poise.train.config import RunSettings
+    from poise.train.run import TrainingRun
 
 USEFUL_OPTIONS = {
     "preset": "the baseline: poise, poise-value, paper, rloo, group-mean, none, ...",
@@ -90,7 +90,7 @@ def train(
 
     Without options: the small model of the package learns its six families of problems, in minutes on two CPU cores.
     """
-    from poise.rewards.functions import RewardError
+    from poise.tasks.reward_functions import RewardError
 
     named = {"model": model, "task": task, "reward": reward or None, "reward_weights": reward_weight or None}
     named |= {"families": families, "steps": steps, "seed": seed, "eval_prompts": eval_prompts}
@@ -160,8 +160,8 @@ def announced_run(
             folder holds a run of other settings.
         OSError: If the folder is in use by something else or cannot be written to, or the file of a task is not there.
     """
-    from poise.settings import run_settings
-    from poise.training import TrainingRun
+    from poise.train.config import run_settings
+    from poise.train.run import TrainingRun
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
@@ -205,7 +205,7 @@ def run_folder(
         ValueError: If it holds a run of other settings.
         OSError: If it holds something else, or cannot be written to.
     """
-    from poise.run_directory import RunDirectory
+    from poise.storage.run_directory import RunDirectory
 
     if name is None and config is not None:
         own = RunDirectory(config.parent)
@@ -256,7 +256,7 @@ def print_options() -> None:
     from dataclasses import MISSING, fields
 
     from poise.engines.trl import PoiseConfig
-    from poise.settings import DECIDED_BY_RUN, EMBEDDED_DEFAULTS, OTHER_NAMES, RunSettings
+    from poise.train.config import DECIDED_BY_RUN, EMBEDDED_DEFAULTS, OTHER_NAMES, RunSettings
 
     hidden = {"trainer", "seed", *DECIDED_BY_RUN, *OTHER_NAMES}
     own = [each for each in fields(RunSettings) if each.name != "trainer"]

@@ -14,7 +14,7 @@ from rich.text import Text
 from poise.cli.terminal import clock, console
 
 if TYPE_CHECKING:
-    from poise.run_recorder import Progress
+    from poise.train.recorder import Progress
 
 
 @contextmanager

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from poise.doctor import checks
 from poise.doctor.checks import Finding
-from poise.features import end_of_thinking_ids
-from poise.rewards.graded_task import GradedTask
-from poise.rewards.verifiers import FULL_MARKS
-from poise.settings import RunSettings
-from poise.training import policy_trainer, tokenizer_and_task
+from poise.features.rollout_features import end_of_thinking_ids
+from poise.tasks.graded_task import GradedTask
+from poise.tasks.verifiers import FULL_MARKS
+from poise.train.config import RunSettings
+from poise.train.run import policy_trainer, tokenizer_and_task
 
 GARBAGE = ("", "I do not know.", "0 1 2 3 4 5 6 7 8 9", "</think>", "<answer></answer>", "\\boxed{}")
 SAMPLED_PROMPTS, SAMPLED_TOKENS = 8, 64

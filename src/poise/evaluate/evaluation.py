@@ -24,8 +24,8 @@ from torch import nn
 
 from poise.evaluate.sampling import SampledCompletion, Sampling
 from poise.evaluate.scores import GradedCompletion, Scores, markdown_table, scores, scores_by_domain
+from poise.storage.whole_files import write_whole, written_whole
 from poise.tasks.problem import Problem
-from poise.whole_files import write_whole, written_whole
 
 COMPLETIONS_SCHEMA = pyarrow.schema(
     [

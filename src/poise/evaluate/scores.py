@@ -10,7 +10,7 @@ from typing import Any
 
 from poise.evaluate.intervals import mean_interval
 from poise.evaluate.pass_at_k import pass_at_k, sizes_of_subsets
-from poise.rewards.verifiers import FULL_MARKS
+from poise.tasks.verifiers import FULL_MARKS
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from markupsafe import Markup
 
-from poise.diagnostics import PairScoreboard
-from poise.evidence import EVIDENCE_SETS
+from poise.diagnostics.pairs import PairScoreboard
+from poise.probe.evidence import EVIDENCE_SETS
 from poise.report.calibration import Calibration, calibration
 from poise.report.charts import Series, line_chart, strip_chart
 from poise.report.learning_curve import running_means

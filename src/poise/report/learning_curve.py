@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from poise.run_directory import RunDirectory
+from poise.storage.run_directory import RunDirectory
 
 _REWARD, _HELD_OUT, _INK = "#8aa1b8", "#c2410c", "#444444"
 _NO_DATE: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}}

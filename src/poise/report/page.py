@@ -27,8 +27,8 @@ from poise.report.figures import (
     value_figures,
 )
 from poise.report.rollout_files import pair_choices, read_rollouts
-from poise.run_directory import RunDirectory
-from poise.whole_files import write_whole
+from poise.storage.run_directory import RunDirectory
+from poise.storage.whole_files import write_whole
 
 LONGEST_TEXT = 4000
 """Characters of a prompt or completion that are shown; of longer ones the beginning and the end."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from poise.run_directory import ROLLOUTS_SCHEMA, ROLLOUTS_SCHEMA_VERSION, RunDirectory
+from poise.storage.run_directory import ROLLOUTS_SCHEMA, ROLLOUTS_SCHEMA_VERSION, RunDirectory
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from poise.rewards.sandbox import isolation_fault
 from poise.tasks.problem import Messages, Problem, ProblemSource, prompt_text, split_of
+from poise.tasks.sandbox import isolation_fault
 
 PROMPT_COLUMNS = ("prompt", "problem", "question")
 ANSWER_COLUMNS = ("answer", "ground_truth", "reward_model.ground_truth", "final_answer", "expected_answer", "solution")

@@ -24,7 +24,7 @@ class Problem:
         prompt: The question as text.
         answer: The gold answer; empty where none is known.
         domain: Accuracy and baselines are reported by domain.
-        verifier: A name out of `poise.rewards.verifiers.VERIFIERS`.
+        verifier: A name out of `poise.tasks.verifiers.VERIFIERS`.
         details: What the verifier needs beyond the answer, as JSON text.
         messages: The question as a chat, where the source gives one; the prompt is then the text of its turns.
         columns: Everything else that the source has about the problem, for reward functions of the user.

@@ -13,11 +13,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from poise.rewards.verifiers import graded
 from poise.tasks import embedded
 from poise.tasks.data_set import data_set_problems
 from poise.tasks.generated import reasoning_gym_problems
 from poise.tasks.problem import Problem, ProblemSource
+from poise.tasks.verifiers import graded
 
 __all__ = ["Problem", "ProblemSource", "Task", "task_named"]
 

@@ -25,7 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 
 import poise
-from poise import checksums
+from poise.storage import checksums
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, no_type_check
 from trl import GRPOConfig
 
 import poise
-from poise.scalars import check_scalar_names
+from poise.features.scalars import check_scalar_names
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
     scalars: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Names of the scalars that the preset reads: see `poise.scalars.SCALARS`. Default: the preset's, "
-            "mean token entropies."
+            "help": "Names of the scalars that the preset reads: see `poise.features.scalars.SCALARS`. Default: the "
+            "preset's, mean token entropies."
         },
     )
     layers: list[int] | None = field(

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from poise.features import Features
-from poise.whole_files import write_whole
+from poise.features.rollout_features import Features
+from poise.storage.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 

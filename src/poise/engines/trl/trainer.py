@@ -29,8 +29,14 @@ from poise.engines.trl.checkpoints import CheckpointedTrainer
 from poise.engines.trl.config import PoiseConfig
 from poise.engines.trl.finite_steps import FILE, FiniteSteps
 from poise.engines.trl.update_share import SIZES, drawn_minibatch, gradient_sizes
-from poise.features import MEAN_ENTROPIES, Features, end_of_thinking_ids, reasoning_mask, score_norm_weights
-from poise.hidden_states import HiddenStateCapture, capture_hidden_states, checked_layers, decoder_blocks
+from poise.features.hidden_states import HiddenStateCapture, capture_hidden_states, checked_layers, decoder_blocks
+from poise.features.rollout_features import (
+    MEAN_ENTROPIES,
+    Features,
+    end_of_thinking_ids,
+    reasoning_mask,
+    score_norm_weights,
+)
 
 logger = logging.getLogger(__name__)
 

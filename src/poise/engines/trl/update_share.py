@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from poise.subsampling import drawn_rollouts
+from poise.engines.subsampling import drawn_rollouts
 
 SIZES = "gradient_sizes"
 """The key under which they travel."""

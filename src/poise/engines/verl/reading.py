@@ -18,8 +18,8 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, all_reduce
 
-from poise.features import mean_entropies, reasoning_mask, score_norm_weights
-from poise.hidden_states import HiddenStateCapture, capture_hidden_states
+from poise.features.hidden_states import HiddenStateCapture, capture_hidden_states
+from poise.features.rollout_features import mean_entropies, reasoning_mask, score_norm_weights
 
 READING = "poise_reading"
 """Name under which a batch carries its `ReadingRequest`, as a mapping."""

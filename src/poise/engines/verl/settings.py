@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import poise
-from poise.features import MEAN_ENTROPIES
+from poise.features.rollout_features import MEAN_ENTROPIES
 
 LOSS_NORMALIZATION = {
     "token-mean": "token",

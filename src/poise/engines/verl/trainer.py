@@ -34,8 +34,8 @@ from poise.engines.verl.reading import FIELDS, READING
 from poise.engines.verl.rollouts import RolloutRows, rollout_rows
 from poise.engines.verl.settings import checked_settings, loss_normalization
 from poise.engines.verl.worker import PoiseActorRolloutRefWorker
-from poise.features import Features, end_of_thinking_ids
-from poise.hidden_states import checked_layers
+from poise.features.hidden_states import checked_layers
+from poise.features.rollout_features import Features, end_of_thinking_ids
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,225 @@
+"""How does each arm train, with everything that it samples counted?
+
+The rule: generation is TRL's own in every arm, refills included, and every rollout that was sampled counts, whether it
+is trained on or not. A baseline beyond `poise.OnlineBaseline` stands in its place in `PoiseTrainer`; the engine knows
+nothing of it.
+
+Dimensions: G rollouts of a prompt.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from trl import GRPOConfig, GRPOTrainer
+
+from poise.engines.trl import PoiseTrainer
+from poise.lab.compare.arms import MOST_DRAWS, Arm
+from poise.lab.compare.critic_baseline import CriticBaseline
+
+NO_ADVANTAGE = 1e-6
+"""Advantages smaller than that are none."""
+
+
+@dataclass
+class Tally:
+    """What was sampled since training began."""
+
+    rollouts: int = 0
+    tokens: int = 0
+    prompts: int = 0
+    """Groups; a prompt that comes again counts again."""
+    silent_prompts: int = 0
+    """Groups in which every advantage is zero, trained on or dropped: nothing is learned from them."""
+    silent_tokens: int = 0
+    """Sampled for those."""
+    surplus_prompts: int = 0
+    """Groups with a signal that a refill brought beyond what was missing; they are dropped."""
+    surplus_tokens: int = 0
+    """Sampled for those."""
+    draws: int = 0
+    """Calls of the sampler."""
+    unfilled_steps: int = 0
+    """Steps whose batch holds groups without a signal, because dynamic sampling gave up looking for more."""
+
+    def add_prompt(self, lengths: Sequence[int], *, silent: bool, surplus: bool = False) -> None:
+        """Count one group, whose completions have these lengths."""
+        self.prompts += 1
+        self.silent_prompts += silent
+        self.silent_tokens += silent * sum(lengths)
+        self.surplus_prompts += surplus
+        self.surplus_tokens += surplus * sum(lengths)
+
+
+class Tallied(GRPOTrainer):  # type: ignore[misc]
+    """Stands before a host's trainer and counts.
+
+    Attributes:
+        tally: What was sampled so far.
+    """
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        self.tally = Tally()
+        super().__init__(*positional, **named)
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        """TRL's completions, counted."""
+        generated = super()._generate(prompts)
+        completion_ids = generated[1]
+        self.tally.draws += 1
+        self.tally.rollouts += len(completion_ids)
+        self.tally.tokens += sum(map(len, completion_ids))
+        return generated
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's generation batch, its prompts counted."""
+        scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        lengths = scored["completion_mask"].sum(dim=1).tolist()
+        silent = scored["advantages"].abs() < NO_ADVANTAGE
+        size = self.num_generations
+        for first in range(0, len(lengths), size):
+            group = slice(first, first + size)
+            self.tally.add_prompt(lengths[group], silent=bool(silent[group].all()))
+        return scored
+
+
+class PresetTrainer(Tallied, PoiseTrainer):
+    """`PoiseTrainer`, counted."""
+
+
+class GroupTrainer(Tallied):
+    """Stock TRL, counted."""
+
+
+class CriticTrainer(PresetTrainer):
+    """`PoiseTrainer` whose baseline is a value model beside the policy.
+
+    Args:
+        critic: Stands in the place of the engine's baseline.
+    """
+
+    def __init__(self, *positional: Any, critic: CriticBaseline, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        self.baseline = self.critic = critic
+
+    def _advantages(self, inputs: list[dict[str, Any]], scored: dict[str, Any], *rest: Any) -> Tensor:
+        """The engine's, after the critic has been shown the tokens."""
+        self.critic.read(
+            scored["prompt_ids"], scored["prompt_mask"], scored["completion_ids"], scored["completion_mask"]
+        )
+        return super()._advantages(inputs, scored, *rest)
+
+
+class DynamicSamplingTrainer(Tallied):
+    """Stock TRL on groups of mixed rewards alone (DAPO, arXiv:2503.14476).
+
+    Prompts come from the data set in its order. A step samples one generation batch, keeps the groups whose rewards
+    differ, and samples again until there are as many as the step trains on; what is left over is dropped, as in the
+    authors' code. Only then does TRL score the batch: forward passes over dropped rollouts are not made.
+
+    Args:
+        whole_refills: Whether every refill is a whole generation batch; otherwise as many prompts as are missing, over
+            the share of groups kept so far.
+
+    Attributes:
+        resampling: Whether groups without a signal are replaced. False keeps them, for measuring.
+    """
+
+    def __init__(self, *positional: Any, whole_refills: bool, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        self.resampling = True
+        self._whole_refills = whole_refills
+        self._next_prompt = 0
+        self._kept: tuple[Any, Tensor] | None = None
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        """TRL's completions; while TRL scores what was kept, those."""
+        return super()._generate(prompts) if self._kept is None else self._kept[0]
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        """TRL's rewards; while TRL scores what was kept, those."""
+        if self._kept is None:
+            rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            return rewards
+        return self._kept[1]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if not (self.model.training and self.resampling):
+            return super()._generate_and_score_completions(inputs)
+        rows, generated, rewards = self._mixed_groups(len(inputs) // self.num_generations)
+        self._kept = (generated, rewards)
+        try:
+            return super()._generate_and_score_completions(rows)
+        finally:
+            self._kept = None
+
+    def _mixed_groups(self, wanted: int) -> tuple[list[dict[str, Any]], Any, Tensor]:
+        """Rows, completions and rewards of `wanted` groups."""
+        kept: list[tuple[list[dict[str, Any]], Any, Tensor]] = []
+        spare: list[tuple[list[dict[str, Any]], Any, Tensor]] = []
+        drawn = 0
+        for draw in range(MOST_DRAWS):
+            missing = wanted - len(kept)
+            if not missing:
+                break
+            num = wanted
+            if draw and not self._whole_refills:
+                num = min(wanted, math.ceil(missing * drawn / max(1, len(kept))))
+            drawn += num
+            for group in self._sampled_groups(num):
+                (kept if len(kept) < wanted and self._is_mixed(group[2]) else spare).append(group)
+        if len(kept) < wanted:
+            self.tally.unfilled_steps += 1
+            short = wanted - len(kept)
+            kept, spare = kept + spare[:short], spare[short:]
+        for _, generated, rewards in spare:
+            surplus = self._is_mixed(rewards)
+            self.tally.add_prompt([len(ids) for ids in generated[1]], silent=not surplus, surplus=surplus)
+        parts = [group[1] for group in kept]
+        joined = tuple(_joined([part[place] for part in parts]) for place in range(len(parts[0])))
+        return [row for group in kept for row in group[0]], joined, torch.cat([group[2] for group in kept])
+
+    def _sampled_groups(self, num: int) -> list[tuple[list[dict[str, Any]], Any, Tensor]]:
+        """The next prompts of the data set, each as rows, completions and rewards of its group."""
+        size = self.num_generations
+        places = [(self._next_prompt + k) % len(self.train_dataset) for k in range(num)]
+        self._next_prompt += num
+        rows = [dict(self.train_dataset[place]) for place in places for _ in range(size)]
+        prompts = [row["prompt"] for row in rows]
+        generated = self._generate(prompts)
+        rewards = self._calculate_rewards(rows, prompts, generated[3], generated[1])
+        groups = [slice(first, first + size) for first in range(0, len(rows), size)]
+        return [
+            (rows[group], tuple(_part(each, group, len(rows)) for each in generated), rewards[group])
+            for group in groups
+        ]
+
+    def _is_mixed(self, rewards_per_func: Float[Tensor, "G functions"]) -> bool:
+        """Whether the rewards of a group differ: only then does the group mean leave an advantage."""
+        rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
+        return bool(rewards.max() > rewards.min())
+
+
+def _part(each: Any, group: slice, num_rows: int) -> Any:
+    """A group's rows of one thing that TRL generated; what has no rows stays."""
+    return each[group] if isinstance(each, list) and len(each) == num_rows else each
+
+
+def _joined(parts: list[Any]) -> Any:
+    return [row for part in parts for row in part] if isinstance(parts[0], list) else parts[0]
+
+
+def arm_trainer(arm: Arm, model: Any, reward_functions: Any, config: GRPOConfig, **named: Any) -> Tallied:
+    """The trainer of an arm."""
+    if arm.trainer == "group":
+        return GroupTrainer(model, reward_functions, config, **named)
+    if arm.trainer == "dynamic":
+        return DynamicSamplingTrainer(model, reward_functions, config, whole_refills=arm.whole_refills, **named)
+    if arm.trainer == "critic":
+        critic = CriticBaseline(model, reads=arm.critic_reads, seed=config.seed)
+        return CriticTrainer(model, reward_functions, config, critic=critic, **named)
+    return PresetTrainer(model, reward_functions, config, **named)

@@ -1,0 +1,175 @@
+"""What may a rollout's baseline see?
+
+Everything but the rollout itself: its siblings' features and rewards, its prompt's own states and history, its
+domain. One row of evidence a rollout, in blocks that can be switched on and off; nothing in row i is made from
+rollout i. (The prompt's states come from siblings; a rollout without siblings uses its own, which are read at prompt
+positions and, attention being causal, know nothing of the completion.)
+
+Columns other than hidden states are scaled by a constant, so that one ridge penalty bears on them a hundred times less.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import accumulate, pairwise
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from poise.baselines import sibling_means
+from poise.probe.principal_axes import PrincipalAxes, principal_axes
+
+BLOCKS = ("constant", "domain", "sibling_reward", "history", "sibling_entropies", "sibling_states", "prompt_states")
+"""The blocks of evidence columns, the cheapest to know first."""
+
+EVIDENCE_SETS: dict[str, tuple[str, ...]] = {
+    "zero": (),
+    "constant": BLOCKS[:2],
+    "sibling_reward": BLOCKS[:3],
+    "scalars": BLOCKS[:5],
+    "prompt": (*BLOCKS[:5], "prompt_states"),
+    "sibling": BLOCKS[:6],
+    "all": BLOCKS,
+}
+"""Sets of blocks to choose among, from knowing nothing to knowing everything that is allowed."""
+
+SIBLING_BLOCKS = frozenset({"sibling_reward", "sibling_entropies", "sibling_states"})
+FEATURE_BLOCKS = frozenset({"sibling_entropies", "sibling_states", "prompt_states"})
+HIDDEN_BLOCKS = frozenset({"sibling_states", "prompt_states"})
+
+_SCALAR_SCALE = 10.0  # a column scaled by s is penalised by penalty / s^2
+
+
+@dataclass(frozen=True)
+class EvidenceRows:
+    """What is known for each rollout, what it earned, and how much it weighs: the raw material of evidence columns."""
+
+    prompt_states: Float[Tensor, "rows prompt_size"]
+    sibling_states: Float[Tensor, "rows completion_size"]
+    sibling_entropies: Float[Tensor, "rows stats"]
+    sibling_reward: Float[Tensor, " rows"]
+    sibling_count: Float[Tensor, " rows"]
+    history_reward: Float[Tensor, " rows"]
+    history_count: Float[Tensor, " rows"]
+    domain: Int[Tensor, " rows"]
+    reward: Float[Tensor, " rows"]
+    weight: Float[Tensor, " rows"]
+    gradable: Bool[Tensor, " rows"]
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    def __getitem__(self, rows: slice | Tensor) -> "EvidenceRows":
+        return EvidenceRows(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def gradable_only(self) -> "EvidenceRows":
+        """Those rows that could be graded; of a window, all of them, and nothing is copied."""
+        return self if bool(self.gradable.all()) else self[self.gradable]
+
+    def followed_by(self, later: "EvidenceRows") -> "EvidenceRows":
+        """These rows, then `later`'s."""
+        return EvidenceRows(*(torch.cat([getattr(rows, f.name) for rows in (self, later)]) for f in fields(self)))
+
+
+def evidence_rows(
+    prompt: Float[Tensor, "rows prompt_size"],
+    completion: Float[Tensor, "rows completion_size"],
+    entropies: Float[Tensor, "rows stats"],
+    rewards: Float[Tensor, " rows"],
+    weights: Float[Tensor, " rows"],
+    *,
+    groups: Int[Tensor, " rows"],
+    gradable: Bool[Tensor, " rows"],
+    domains: Int[Tensor, " rows"],
+    history_reward: Float[Tensor, " rows"],
+    history_count: Float[Tensor, " rows"],
+) -> EvidenceRows:
+    """Gather, for every rollout of a batch, what its gradable siblings and its prompt's past tell."""
+    own_prompt = prompt.to(torch.float64)
+    sibling_prompt, count = sibling_means(own_prompt, groups, gradable)
+    states, _ = sibling_means(completion.to(torch.float64), groups, gradable)
+    statistics, _ = sibling_means(entropies.to(torch.float64), groups, gradable)
+    reward, _ = sibling_means(rewards[:, None], groups, gradable)
+    return EvidenceRows(
+        prompt_states=torch.where(count[:, None] > 0, sibling_prompt, own_prompt).to(torch.float32),
+        sibling_states=states.to(torch.float32),
+        sibling_entropies=statistics.to(torch.float32),
+        sibling_reward=reward[:, 0],
+        sibling_count=count,
+        history_reward=history_reward,
+        history_count=history_count,
+        domain=domains,
+        reward=torch.where(gradable, rewards, 0),
+        weight=torch.where(gradable, weights, 0),
+        gradable=gradable,
+    )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The axes on which hidden states are scored."""
+
+    prompt: PrincipalAxes
+    sibling: PrincipalAxes
+
+
+def settled_frame(rows: EvidenceRows, *, components: int) -> Frame:
+    """Principal axes of the hidden states of settled rows: of earlier steps, or of other prompts."""
+    return Frame(
+        prompt=principal_axes(rows.prompt_states, components=components),
+        sibling=principal_axes(rows.sibling_states[rows.sibling_count > 0], components=components),
+    )
+
+
+@dataclass(frozen=True)
+class EvidenceMatrix:
+    """Regression columns, and which of them belong to each block."""
+
+    columns: Float[Tensor, "rows columns"]
+    blocks: Mapping[str, range]
+
+    def chosen(self, blocks: Sequence[str], *, components: int) -> list[int]:
+        """Indices of the columns of some blocks; of hidden states, the first `components` axes only."""
+        return [
+            column
+            for block in blocks
+            for column in (self.blocks[block][:components] if block in HIDDEN_BLOCKS else self.blocks[block])
+        ]
+
+
+def evidence_matrix(rows: EvidenceRows, blocks: Sequence[str], frame: Frame, *, num_domains: int) -> EvidenceMatrix:
+    """Lay the switched-on blocks side by side as regression columns.
+
+    A sibling mean of m rewards enters as its value and a 1, both times m / (m + 1), and a history of n rollouts
+    likewise, so that one fit serves groups of unequal size; a rollout without siblings has a column of its own.
+    """
+    missing = (rows.sibling_count == 0).to(torch.float64)
+    trust = rows.sibling_count / (rows.sibling_count + 1)
+    familiarity = rows.history_count / (rows.history_count + 1)
+
+    def columns(block: str) -> Float[Tensor, "rows columns"]:
+        match block:
+            case "constant":
+                return _SCALAR_SCALE * torch.stack([torch.ones_like(missing), missing], dim=1)
+            case "domain":
+                several = num_domains if num_domains > 1 else 0
+                return _SCALAR_SCALE * one_hot(rows.domain, num_domains)[:, :several].to(torch.float64)
+            case "sibling_reward":
+                return _SCALAR_SCALE * torch.stack([trust * rows.sibling_reward, trust], dim=1)
+            case "history":
+                return _SCALAR_SCALE * torch.stack([familiarity * rows.history_reward, familiarity], dim=1)
+            case "sibling_entropies":
+                return _SCALAR_SCALE * rows.sibling_entropies.to(torch.float64)
+            case "sibling_states":
+                return (1 - missing)[:, None] * frame.sibling.scores(rows.sibling_states)
+            case "prompt_states":
+                return frame.prompt.scores(rows.prompt_states)
+        raise ValueError(f"evidence blocks are {', '.join(BLOCKS)}; got {block!r}")
+
+    made = {block: columns(block) for block in blocks}
+    ends = list(accumulate((part.shape[1] for part in made.values()), initial=0))
+    return EvidenceMatrix(
+        torch.cat([torch.zeros(len(rows), 0, dtype=torch.float64), *made.values()], dim=1),
+        {block: range(*bounds) for block, bounds in zip(made, pairwise(ends), strict=True)},
+    )

@@ -1,0 +1,40 @@
+"""How often is the policy of a trainer right, now?"""
+
+from trl import GRPOTrainer
+
+from poise.evaluate.held_out import HeldOutAccuracy, accuracy_of_rewards
+from poise.evaluate.sampling import Sampling, sampled_completions
+from poise.tasks.graded_task import HELD_OUT_SEED, GradedTask
+from poise.tasks.problem import Problem
+
+
+def policy_accuracy(
+    trainer: GRPOTrainer, graded_task: GradedTask, problems: list[Problem], *, batch_size: int = 256
+) -> HeldOutAccuracy:
+    """How often a trainer's policy is right, sampled as in training: one completion a problem, always the same draw.
+
+    Args:
+        trainer: Whose policy.
+        graded_task: Asks and grades.
+        problems: What to solve.
+        batch_size: Prompts that are completed side by side.
+    """
+    args = trainer.args
+    sampling = Sampling(
+        max_completion_length=args.max_completion_length,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+    )
+    completions = sampled_completions(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        graded_task.texts(problems),
+        sampling=sampling,
+        seed=HELD_OUT_SEED,
+        batch_size=batch_size,
+    )
+    rewards = graded_task.held_out_rewards(completions, problems)
+    return accuracy_of_rewards(rewards, domains=[problem.domain for problem in problems])

@@ -1,0 +1,201 @@
+"""What is a training run? A policy, a task, a trainer, held-out accuracy before, during and after, and a run directory.
+
+The rule: a run that is stopped early ends as one that was short, and one that is started again, with the same settings
+in the same folder, goes on from its newest whole checkpoint and ends as if it had never been stopped.
+"""
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback
+from trl import GRPOConfig
+
+from poise.engines.trl import PoiseConfig, PoiseTrainer
+from poise.engines.trl.checkpoints import checkpoint_step, newest_whole_checkpoint, read_beside
+from poise.models.named import named_model, named_tokenizer
+from poise.report.learning_curve import write_learning_curve
+from poise.report.page import write_report
+from poise.storage.run_directory import RunDirectory
+from poise.tasks.graded_task import GradedTask
+from poise.train.alarms import RunWatch
+from poise.train.config import RunSettings
+from poise.train.recorder import Progress, RunRecorder, Stop, Watch
+
+MOST_TRAINING_PROMPTS = 100_000
+"""Longer runs see problems again."""
+
+
+class TrainingRun:
+    """A run that is ready to start, or to go on: policy and problems are loaded, `config.yaml` is written.
+
+    Args:
+        settings: What to train, on what, how.
+        directory: A new run directory, or one with a run of the same settings.
+
+    Attributes:
+        checkpoint: What it goes on from; None where it begins.
+
+    Raises:
+        ValueError: If settings contradict each other, differ from those of the run in the directory, or ask for what
+            the task or the model does not have.
+        FileExistsError: If the directory holds something else.
+        FileNotFoundError: If the file of a task is not there.
+    """
+
+    def __init__(self, settings: RunSettings, directory: RunDirectory) -> None:
+        self.settings, self.directory = settings, directory
+        self._created = time.monotonic()
+        config = settings.poise_config(directory.checkpoints)
+        directory.take(settings.resolved(config))
+        tokenizer, self.graded_task = tokenizer_and_task(settings, config, ungradable=directory.ungradable)
+        self.graded_task.check_gold_answers()
+        self.trainer = policy_trainer(settings, config, tokenizer, self.graded_task)
+        self.checkpoint = newest_whole_checkpoint(directory.checkpoints)
+
+    def train(self, *, watch: Watch = lambda progress: None, stop: Stop = lambda: False) -> dict[str, Any]:
+        """Train the policy and leave all of the run in its directory.
+
+        Args:
+            watch: Called whenever there is something new to see.
+            stop: Asked after every step; when it says True, the run ends, as if that step had been the last, as soon as
+                all sampled rollouts are trained on: its checkpoint is one that it can go on from exactly.
+
+        Returns:
+            What is written to `summary.json`.
+
+        Raises:
+            CheckpointError: If the checkpoint is of another model, or not whole.
+            BlockingIOError: If another process is training in the directory.
+            OSError: If something cannot be written; the last checkpoint is whole.
+            FloatingPointError: If many steps in a row had numbers that are not finite.
+        """
+        with self.directory.held():
+            return self._train(watch, stop)
+
+    def _train(self, watch: Watch, stop: Stop) -> dict[str, Any]:
+        progress = Progress(steps=self.settings.steps)
+        alarms = RunWatch()
+        self.trainer.add_callback(alarms)
+
+        def stopped() -> bool:
+            return stop() or bool(alarms.reason)
+
+        recorder = RunRecorder(self.trainer, self.graded_task, self.settings, self.directory, progress, watch, stopped)
+        self.trainer.add_callback(recorder)
+        self.trainer.saved_beside = recorder.state
+        self.trainer.finite_steps.file = self.directory.first_bad_step
+        self.directory.cut_back(checkpoint_step(self.checkpoint) if self.checkpoint else -1)
+        with torch_threads(self.settings.torch_threads), closing(self.graded_task):
+            if self.checkpoint:
+                recorder.restore(read_beside(self.checkpoint))
+            else:
+                recorder.measure_before()
+            if progress.step < progress.steps:
+                self.trainer.train(self.checkpoint or self.trainer.args.resume_from_checkpoint)
+            after = recorder.accuracy_after()
+        assert progress.before is not None
+        summary = {
+            "accuracy_before": progress.before.accuracy,
+            "accuracy_after": after.accuracy,
+            "accuracy_before_by_domain": progress.before.by_domain,
+            "accuracy_after_by_domain": after.by_domain,
+            "held_out_prompts": after.num_prompts,
+            "preset": self.trainer.args.preset,
+            "seed": self.settings.seed,
+            "steps": progress.step,
+            "stopped_early": progress.step < self.settings.steps,
+            "skipped_steps": progress.skipped_steps,
+            "stopped_because": alarms.reason or None,
+            "rollouts": progress.rollouts,
+            "generated_tokens": progress.generated_tokens,
+            "grading": dict(self.graded_task.grader.counts),
+            "seconds": round(progress.earlier_seconds + time.monotonic() - self._created, 2),
+            "training_seconds": round(progress.seconds, 2),
+            "versions": versions(),
+        }
+        self.directory.write_summary(summary)
+        write_learning_curve(self.directory)
+        write_report(self.directory)  # the last: with it the run is done
+        return summary
+
+
+@contextmanager
+def torch_threads(num: int | None) -> Iterator[None]:
+    """Let torch use that many threads inside; None changes nothing."""
+    earlier = torch.get_num_threads()
+    torch.set_num_threads(earlier if num is None else num)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(earlier)
+
+
+def tokenizer_and_task(
+    settings: RunSettings, config: GRPOConfig, *, ungradable: Path | None = None
+) -> tuple[Any, GradedTask]:
+    """What a run asks by and what it asks and grades, as its settings have it; the task is to be closed.
+
+    Args:
+        settings: Of the run.
+        config: Of its trainer.
+        ungradable: File for what cannot be graded in training; None for none.
+    """
+    tokenizer = named_tokenizer(settings.model, chat=settings.chat)
+    task = GradedTask(
+        settings.task_spec,
+        tokenizer=tokenizer,
+        rewards=settings.reward or (),
+        weights=config.reward_weights,
+        seconds_a_rollout=settings.seconds_a_rollout,
+        mebibytes_a_rollout=settings.mebibytes_a_rollout,
+        on_verifier_timeout=settings.on_verifier_timeout,
+        chat_options=config.chat_template_kwargs,
+        ungradable=ungradable,
+    )
+    return tokenizer, task
+
+
+def policy_trainer(settings: RunSettings, config: PoiseConfig, tokenizer: Any, graded_task: GradedTask) -> PoiseTrainer:
+    """The trainer of a run: its policy, problems and rewards."""
+    problems = training_problems(settings, config, graded_task)
+    options = dict(config.model_init_kwargs or {})
+    config.model_init_kwargs = None  # they are spent here: TRL takes them with a path only
+    trainer = PoiseTrainer(
+        named_model(settings.model, **options),
+        graded_task.reward_functions,
+        config,
+        train_dataset=problems,
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def training_problems(settings: RunSettings, config: PoiseConfig, graded_task: GradedTask) -> Dataset:
+    """As many problems as the run has use for, or as the task has.
+
+    Raises:
+        ValueError: If they do not fill one generation batch.
+    """
+    batches = -(-settings.steps * config.gradient_accumulation_steps // config.steps_per_generation)
+    of_batch = config.generation_batch_size // config.num_generations
+    problems = graded_task.training_data(min(batches * of_batch, MOST_TRAINING_PROMPTS), seed=settings.seed)
+    if len(problems) < of_batch:
+        raise ValueError(
+            f"a generation batch takes {of_batch} prompts and the task has {len(problems)} to train on: lower "
+            "per_device_train_batch_size or steps_per_generation"
+        )
+    return problems
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers of a run depend on."""
+    packages = {name: version(name) for name in ("torch", "transformers", "trl", "numpy")}
+    return {"poise": version("poise-rlvr"), "python": platform.python_version()} | packages
