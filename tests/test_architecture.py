@@ -14,7 +14,7 @@ import poise
 
 ROOT = Path(poise.__file__).parent
 LAYERS = [
-    {"storage"},
+    {"storage", "extras"},
     {"features", "batch", "baselines", "diagnostics", "probe", "paper", "presets"},
     {"online"},
     {""},
@@ -24,6 +24,7 @@ LAYERS = [
     {"doctor"},
     {"lab"},
     {"cli"},
+    {"__main__"},
 ]
 """Packages and root modules, the lowest first: each imports its own row and those before; "" is `poise` itself."""
 

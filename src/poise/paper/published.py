@@ -8,6 +8,7 @@ here; this is what poise's own baseline is measured against.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from poise.baselines import cross_rollout_baselines, group_mean_baselines, rloo_baselines, sibling_means
+from poise.extras import required_extra
 from poise.paper.value_probes import fitted_ensemble, standard_scaler
 from poise.presets import EarlierStepsRecipe
 
@@ -89,6 +91,8 @@ class PublishedBaseline:
     """
 
     def __init__(self, recipe: EarlierStepsRecipe) -> None:
+        with required_extra("trl", "a published preset"):
+            import_module("sklearn")
         self.recipe = recipe
         self.steps = 0
         self.windows: dict[str, Window] = {}

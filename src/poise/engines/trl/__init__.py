@@ -1,16 +1,19 @@
 """poise in TRL: `PoiseTrainer` is a `GRPOTrainer` whose baseline is read from the policy's own hidden states.
 
-The rule: TRL is subclassed, never patched or copied. Four of the six methods overridden in `trainer.py` are
-private to TRL, so the tested releases are named here and any other one is met with a warning.
+TRL is subclassed, never patched or copied. Four of the six methods overridden in `trainer.py` are private to TRL, so
+the tested releases are named here and any other one is met with a warning.
 """
 
 import warnings
 from importlib.metadata import version
 
-from packaging.version import Version
+from poise.extras import required_extra
 
-from poise.engines.trl.config import PoiseConfig
-from poise.engines.trl.trainer import PoiseTrainer
+with required_extra("trl", "poise.engines.trl"):
+    from packaging.version import Version
+
+    from poise.engines.trl.config import PoiseConfig
+    from poise.engines.trl.trainer import PoiseTrainer
 
 __all__ = ["PoiseConfig", "PoiseTrainer"]
 
