@@ -1,4 +1,4 @@
-"""Where benchmark results go: a JSON file and a markdown table, each with its command, commit and machine."""
+"""Files of benchmark results: JSON and a markdown table, each with its command, commit and machine."""
 
 import json
 import platform
@@ -9,26 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from poise.evaluate.statistics import mean_interval
+from poise.evaluate.tables import markdown_table
+
+__all__ = ["interval", "markdown_table", "save"]
 
 FOLDER = Path(__file__).parent / "results"
 
 
 def interval(samples: Sequence[float]) -> tuple[float, float]:
-    """Mean of independent repetitions and half the width of its 95 % interval (Student's t)."""
-    from scipy.stats import t
-
-    values = np.asarray(samples, dtype=float)
-    if len(values) < 2:
-        return float(values.mean()), float("nan")
-    spread = values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean()), float(t.ppf(0.975, len(values) - 1) * spread)
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """Mean of independent repetitions and half the width of its 95 % interval."""
+    found = mean_interval(samples)
+    return found.value, found.high - found.value
 
 
 def save(name: str, result: dict[str, Any], table: str) -> None:

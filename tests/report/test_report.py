@@ -9,7 +9,7 @@ from sklearn.calibration import calibration_curve
 from typer.testing import CliRunner
 
 from poise.cli import app
-from poise.evaluate.intervals import wilson_interval
+from poise.evaluate.statistics import wilson_interval
 from poise.report.calibration import calibration
 from poise.report.charts import Series, line_chart, merged, short_number, strip_chart, thinned, ticks
 from poise.report.figures import errors_of_simple_baselines

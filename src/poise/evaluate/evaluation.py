@@ -24,6 +24,7 @@ from torch import nn
 
 from poise.evaluate.sampling import SampledCompletion, Sampling
 from poise.evaluate.scores import GradedCompletion, Scores, markdown_table, scores, scores_by_domain
+from poise.storage.claims import claim
 from poise.storage.whole_files import write_whole, written_whole
 from poise.tasks.problem import Problem
 
@@ -119,10 +120,9 @@ class Evaluation:
         self._batches = [
             range(first, min(first + settings.batch_size, total)) for first in range(0, total, settings.batch_size)
         ]
-        if path.exists():
-            _check_same(path, settings)
+        # Where the model lies does not matter when its weights are the same.
+        claim(path, dataclasses.asdict(settings), what="evaluation", ignored=["model"])
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path / "config.json", json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
 
     @property
     def num_batches(self) -> int:
@@ -251,21 +251,3 @@ def results_text(settings: EvaluationSettings, everything: Scores, by_domain: di
         f"at most {settings.max_completion_length} tokens, seed {settings.seed}. "
         "In brackets: 95 % intervals over problems.\n\n"
     ) + markdown_table(everything, by_domain, k=settings.k)
-
-
-def _check_same(path: Path, settings: EvaluationSettings) -> None:
-    """Refuse a folder that holds something else, or another evaluation."""
-    if not path.is_dir() or (any(path.iterdir()) and not (path / "config.json").is_file()):
-        raise FileExistsError(f"{path} already holds something that is no evaluation: choose another --output")
-    if not (path / "config.json").is_file():
-        return
-    try:
-        theirs = json.loads((path / "config.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}/config.json is not JSON: choose another --output") from error
-    mine = dataclasses.asdict(settings)
-    # Where the model lies does not matter when its weights are the same.
-    names = [name for name in mine if name != "model" and mine[name] != theirs.get(name)]
-    if names:
-        differences = "; ".join(f"{name} is {theirs.get(name)!r} there and {mine[name]!r} here" for name in names)
-        raise ValueError(f"{path} holds another evaluation: {differences}. Choose another --output")

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from poise.evaluate.intervals import mean_interval
 from poise.evaluate.pass_at_k import pass_at_k, sizes_of_subsets
+from poise.evaluate.statistics import score_interval
+from poise.evaluate.tables import NONE, with_interval
+from poise.evaluate.tables import markdown_table as table_in_markdown
 from poise.tasks.verifiers import FULL_MARKS
 
 
@@ -99,7 +101,7 @@ def scores(completions: Sequence[GradedCompletion], *, k: int) -> Scores:
         each_prompt = [pass_at_k(right, drawn, k=size) for right, drawn in counts if drawn >= size]
         if each_prompt:
             mean = sum(each_prompt) / len(each_prompt)
-            interval = mean_interval(each_prompt, completions=k // size)
+            interval = score_interval(each_prompt, completions=k // size)
             pass_at[size] = Estimate(mean, interval, len(each_prompt))
     means = [sum(rewards) / len(rewards) for rewards in graded.values() if rewards]
     total = len(completions)
@@ -126,23 +128,15 @@ def markdown_table(everything: Scores, by_domain: dict[str, Scores], *, k: int) 
     """A row for each domain and one for all, with 95 % intervals."""
     sizes = [size for size in sizes_of_subsets(k) if size > 1]
     heads = ["domain", "prompts", f"avg@{k}", *(f"pass@{size}" for size in sizes), "truncated", "mean length"]
-    rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    rows = []
     for name, each in (by_domain | {"all": everything} if len(by_domain) > 1 else by_domain).items():
         ungraded = f" ({each.ungradable_share:.1%} of completions ungradable)" if each.ungradable_share else ""
+        cells = [_cell(each.pass_at.get(size)) for size in (1, *sizes)]
         rows.append(
-            [
-                name.replace("|", "\\|").replace("\n", " ") + ungraded,
-                str(each.num_prompts),
-                *(_cell(each.pass_at.get(size)) for size in (1, *sizes)),
-                f"{each.truncated_share:.3f}",
-                f"{each.mean_length:.1f}",
-            ]
+            [name + ungraded, str(each.num_prompts), *cells, f"{each.truncated_share:.3f}", f"{each.mean_length:.1f}"]
         )
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return table_in_markdown(heads, rows)
 
 
 def _cell(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    low, high = estimate.interval
-    return f"{estimate.mean:.3f} [{low:.3f}, {high:.3f}]"
+    return NONE if estimate is None else with_interval(estimate.mean, estimate.interval)

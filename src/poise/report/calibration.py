@@ -1,7 +1,7 @@
-"""Are the values right: does a prompt that is given value v earn v on average?
+"""Calibration of values: the mean reward of rollouts whose values lie close together.
 
-The rule: a bin is a range of values, never of rewards, and holds about as many rollouts as any other. Rollouts of one
-prompt are no independent tosses, so a bin's interval counts prompts: as many tosses as it has prompts.
+A bin is a range of values, never of rewards, and holds about as many rollouts as any other. Rollouts of one prompt are
+no independent tosses, so a bin's interval counts prompts: as many tosses as it has prompts.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from poise.evaluate.intervals import wilson_interval
+from poise.evaluate.statistics import quantile_bins, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,8 @@ def calibration(
     number = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
     who = np.array([number[prompt] for prompt in prompts])
     lowest, highest = min(0.0, float(r.min())), max(1.0, float(r.max()))
-    edges = np.unique(np.quantile(v, np.arange(1, num_bins) / num_bins, method="higher"))
-    which = np.searchsorted(edges, v, side="right")
     bins = []
-    for index in np.unique(which):
-        inside = which == index
+    for inside in quantile_bins(v, num_bins):
         mean, tosses = float(r[inside].mean()), len(np.unique(who[inside]))
         low, high = wilson_interval((mean - lowest) / (highest - lowest), tosses)
         bins.append(
@@ -81,7 +78,7 @@ def calibration(
                 mean_value=float(v[inside].mean()),
                 mean_reward=mean,
                 interval=(lowest + low * (highest - lowest), lowest + high * (highest - lowest)),
-                num_rollouts=int(inside.sum()),
+                num_rollouts=len(inside),
                 num_prompts=tosses,
             )
         )

@@ -1,6 +1,6 @@
-"""Did the policy learn? Reward in training and accuracy on held-out problems, against steps and rollouts.
+"""The learning curve of a run: reward in training and accuracy on held-out problems, against steps and rollouts.
 
-The rule: both lines are drawn from `metrics.jsonl` alone, so that the picture can be made again from any run.
+Both lines are drawn from `metrics.jsonl` alone, so that the picture can be made again from any run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from poise.report.plots import COLOURS, GREY, INK, dress, write_figure
 from poise.storage.run_directory import RunDirectory
-
-_REWARD, _HELD_OUT, _INK = "#8aa1b8", "#c2410c", "#444444"
-_NO_DATE: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}}
 
 
 def learning_curve(metrics: Sequence[Mapping[str, Any]], *, title: str = "") -> Figure:
@@ -33,8 +31,8 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]], *, title: str = "") -> 
     axes = figure.add_subplot()
     if rewards:
         steps, each = zip(*rewards, strict=True)
-        axes.plot(steps, each, color=_REWARD, alpha=0.35, linewidth=0.8)
-        axes.plot(steps, running_means(each), color=_REWARD, linewidth=1.8, label="reward in training (running mean)")
+        axes.plot(steps, each, color=GREY, alpha=0.35, linewidth=0.8)
+        axes.plot(steps, running_means(each), color=GREY, linewidth=1.8, label="reward in training (running mean)")
     if held_out:
         steps, each, counts = zip(*held_out, strict=True)
         errors = [(p * (1 - p) / n) ** 0.5 if n else 0.0 for p, n in zip(each, counts, strict=True)]
@@ -42,7 +40,7 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]], *, title: str = "") -> 
             steps,
             each,
             yerr=errors,
-            color=_HELD_OUT,
+            color=COLOURS[0],
             marker="o",
             markersize=4,
             linewidth=1.8,
@@ -52,12 +50,7 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]], *, title: str = "") -> 
     lowest, highest = axes.get_ylim()
     if lowest >= 0 and highest <= 1.05:
         axes.set_ylim(0, 1)
-    axes.set_xlabel("steps")
-    axes.set_ylabel("share of right answers")
-    axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=_INK)
+    dress(axes, x="steps", y="share of right answers")
     if rewards or held_out:
         axes.legend(frameon=False, loc="best")
     last = metrics[-1] if metrics else {}
@@ -65,10 +58,10 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]], *, title: str = "") -> 
         each_step = last["rollouts"] / last["step"]
         above = axes.secondary_xaxis("top", functions=(lambda x: x * each_step, lambda x: x / each_step))
         above.set_xlabel("rollouts")
-        above.tick_params(colors=_INK)
+        above.tick_params(colors=INK)
         above.spines["top"].set_visible(False)
     if title:
-        figure.suptitle(title, fontsize=11, color=_INK)
+        figure.suptitle(title, fontsize=11, color=INK)
     return figure
 
 
@@ -84,6 +77,4 @@ def running_means(numbers: Sequence[float], *, memory: float = 0.75) -> list[flo
 
 def write_learning_curve(directory: RunDirectory) -> None:
     """Draw a run's `learning_curve.png` and `learning_curve.svg`."""
-    figure = learning_curve(directory.read_metrics(), title=directory.path.name)
-    for ending in ("png", "svg"):
-        figure.savefig(directory.path / f"learning_curve.{ending}", dpi=150, metadata=_NO_DATE[ending])
+    write_figure(learning_curve(directory.read_metrics(), title=directory.path.name), directory.path, "learning_curve")

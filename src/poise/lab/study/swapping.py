@@ -16,7 +16,7 @@ from torch import Tensor
 
 import poise
 from poise.diagnostics.pairs import PairScoreboard
-from poise.evaluate.intervals import NORMAL_95
+from poise.evaluate.statistics import NORMAL_95
 from poise.lab.study.estimators import ready_after_one_step
 from poise.lab.study.saved import SavedRollouts
 from poise.presets import EarlierStepsRecipe
