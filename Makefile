@@ -59,6 +59,27 @@ test-slow: .venv/installed  ## the tests that take minutes
 test-kill: .venv/installed  ## kill a run at 20 random moments, resume it, compare byte by byte (ten minutes)
 	$(TEST_ENV) $(BIN)/python scripts/kill_and_resume.py --kills 20
 
+# The wheel alone in a fresh environment, away from the checkout: what a user's `pip install` gives.
+.PHONY: dist
+dist: .venv/installed  ## build wheel and sdist, install the wheel alone and with [train], and run both
+	rm -rf dist .venv-dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd dist && OMP_NUM_THREADS=1 ../.venv-dist/bin/python -c "import runpy; runpy.run_path('../examples/own_loop.py')['train'](20)"
+	! .venv-dist/bin/poise --help
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[train]"
+	cd dist && $(TEST_ENV) ../.venv-dist/bin/poise train --steps 2 --eval-prompts 32 --output runs
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+.PHONY: docs
+docs: .venv/docs  ## build the documentation site into site/, every link checked
+	$(QUIET) $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 .PHONY: test-gpu
 test-gpu: .venv/installed  ## the tests that need a CUDA device
 	$(QUIET) $(BIN)/python -m pytest -m gpu
