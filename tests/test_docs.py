@@ -13,6 +13,11 @@ from poise.features.scalars import SCALARS
 from poise.models.embedded import embedded_model_path
 
 ROOT = Path(__file__).parent.parent
+GENERATED = {
+    "commands.md",
+    "settings.md",
+    "api.md",
+}  # made by scripts/generated_pages.py; the site's build checks the links
 
 
 def readme_snippets():
@@ -43,7 +48,7 @@ def test_library_snippet_of_the_readme_runs(tiny_model, tmp_path):
         return logprobs, poise.token_entropies(logits.detach())
 
     made = run(
-        readme_snippets()[0].replace("layers=[19]", "layers=[1]"),
+        readme_snippets()[1].replace("layers=[19]", "layers=[1]"),
         tmp_path,
         model=tiny_model,
         input_ids=input_ids,
@@ -73,7 +78,7 @@ def test_the_page_of_the_method_lists_every_scalar():
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_trl_snippet_of_the_readme_trains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = readme_snippets()[1].replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(embedded_model_path()))
+    code = readme_snippets()[0].replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(embedded_model_path()))
     quick = "max_steps=2, per_device_train_batch_size=4, bf16=False, use_cpu=True, report_to=[], save_strategy='no'"
     made = run(code.replace("max_completion_length=8", f"max_completion_length=8, {quick}"), tmp_path)
     assert made["trainer"].state.global_step == 2
@@ -112,4 +117,5 @@ def test_every_preset_is_described():
 def test_pages_link_to_files_that_exist():
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
-            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+            known = target.startswith("https://") or target in GENERATED or (page.parent / target).exists()
+            assert known, f"{page.name}: {target}"
