@@ -1,7 +1,6 @@
-"""`poise compare`: which arms, on how many seeds, and what came out?
+"""The command `poise compare`: arms, seeds, and what came out.
 
-The rule: the plan is said before anything is run, the same command goes on where it was, and what is wrong with the
-input is one sentence and exit code 2.
+The plan is said before anything is run, and the same command goes on where it was.
 """
 
 from collections.abc import Mapping
@@ -11,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from poise.cli.given_settings import extra_options
-from poise.cli.terminal import clock, console, quiet_hosts
+from poise.cli.given_settings import extra_options, numbers
+from poise.cli.terminal import console, quiet_hosts, shown_progress
 
 if TYPE_CHECKING:
     from poise.lab.compare.plan import Comparison
-    from poise.lab.compare.schedule import RunProgress, Schedule
+    from poise.lab.compare.schedule import Schedule
 
 
 class CompareCommand(TyperCommand):
@@ -47,10 +46,9 @@ def compare(
         int, typer.Option(help="Seeds on which learning rates are chosen; 0 with a single rate.")
     ] = 2,
     twin: Annotated[str | None, typer.Option(help="Arm that is run twice, to see chance. Default: the first.")] = None,
-    gradient_every: Annotated[
-        int, typer.Option(help="Evaluations from one measurement of the gradient's variance to the next; 0 for none.")
-    ] = 0,
-    gradient_prompts: Annotated[int, typer.Option(help="Prompts that gradients are taken of.")] = 64,
+    completions: Annotated[
+        int, typer.Option(help="Of each held-out problem at the end of a run, for pass@k and distinct answers.")
+    ] = 16,
     jobs: Annotated[int, typer.Option(help="Runs side by side. They disturb each other's times.")] = 1,
     output: Annotated[Path, typer.Option(help="The folder of the comparison.")] = Path("runs/compare"),
     list_arms: Annotated[bool, typer.Option("--list-arms", help="List every arm and leave.")] = False,
@@ -64,33 +62,34 @@ def compare(
         if list_arms:
             return print_arms()
         try:
-            shared = extra_options(context.args)
-            comparison = _comparison(
-                arms,
-                seeds=seeds,
-                learning_rates=learning_rates,
-                tuning_seeds=tuning_seeds,
-                twin=twin,
-                rollouts=rollouts,
-                batch_rollouts=batch_rollouts,
-                batch_updates=batch_updates,
-                evaluations=evaluations,
-                eval_prompts=eval_prompts,
-                gradient_every=gradient_every,
-                gradient_prompts=gradient_prompts,
-                settings=shared,
-            )
+            conditions = {
+                "rollouts": rollouts,
+                "batch_rollouts": batch_rollouts,
+                "batch_updates": batch_updates,
+                "evaluations": evaluations,
+                "eval_prompts": eval_prompts,
+                "completions": completions,
+                "settings": extra_options(context.args),
+            }
+            rates = numbers(learning_rates, name="--learning-rates", such_as="1e-4,3e-4,1e-3")
+            comparison = _comparison(conditions, arms, seeds, rates, tuning_seeds, twin)
             if jobs < 1:
                 raise ValueError(f"jobs must be 1 or more, got {jobs}")
             schedule = _announced(comparison, output, jobs=jobs)
         except (ValueError, FileExistsError, FileNotFoundError) as error:
             typer.echo(f"poise compare: {error}", err=True)
             raise typer.Exit(2) from error
-        results = _carried_out(schedule, jobs=jobs)
-        print_results(results, output)
+        print_results(_carried_out(schedule, jobs=jobs), output)
 
 
-def _comparison(arms: str | None, *, learning_rates: str, **given: Any) -> "Comparison":
+def _comparison(
+    conditions: Mapping[str, Any],
+    arms: str | None,
+    num_seeds: int,
+    learning_rates: tuple[float, ...],
+    num_tuning_seeds: int,
+    twin: str | None,
+) -> "Comparison":
     """What the options ask for.
 
     Raises:
@@ -98,15 +97,8 @@ def _comparison(arms: str | None, *, learning_rates: str, **given: Any) -> "Comp
     """
     from poise.lab.compare.plan import DEFAULT_ARMS, Comparison, Conditions
 
-    seeds, tuning_seeds, twin = (given.pop(name) for name in ("seeds", "tuning_seeds", "twin"))
     names = DEFAULT_ARMS if arms is None else tuple(name.strip() for name in arms.split(",") if name.strip())
-    try:
-        rates = tuple(float(rate) for rate in learning_rates.split(","))
-    except ValueError as error:
-        raise ValueError(f"learning rates are numbers such as 1e-4,3e-4,1e-3, got {learning_rates!r}") from error
-    return Comparison(
-        Conditions(**given), names, num_seeds=seeds, learning_rates=rates, num_tuning_seeds=tuning_seeds, twin=twin
-    )
+    return Comparison(Conditions(**conditions), names, num_seeds, learning_rates, num_tuning_seeds, twin)
 
 
 def _announced(comparison: "Comparison", folder: Path, *, jobs: int) -> "Schedule":
@@ -136,11 +128,12 @@ def _announced(comparison: "Comparison", folder: Path, *, jobs: int) -> "Schedul
 
 def _carried_out(schedule: "Schedule", *, jobs: int) -> Mapping[str, Any]:
     """Run what is missing, write the results, and return them."""
-    from poise.lab.compare.record import write_results
+    from poise.lab.compare.pages import write_results
     from poise.lab.compare.schedule import RunFailed
 
     try:
-        schedule.carry_out(jobs=jobs, watch=ProgressLines())
+        with shown_progress() as watch:
+            schedule.carry_out(jobs=jobs, watch=watch)
     except RunFailed as error:
         typer.echo(f"poise compare: {error}; complete runs are kept, the same command goes on", err=True)
         raise typer.Exit(1) from error
@@ -150,32 +143,12 @@ def _carried_out(schedule: "Schedule", *, jobs: int) -> Mapping[str, Any]:
     return write_results(schedule)
 
 
-class ProgressLines:
-    """Prints a line at every quarter of a run and when it is complete."""
-
-    def __init__(self) -> None:
-        self._shown: dict[str, int] = {}
-
-    def __call__(self, progress: "RunProgress") -> None:
-        """Print a line if one is due."""
-        part = 5 if progress.finished else int(4 * progress.share)
-        if self._shown.get(progress.run.name) == part:
-            return
-        self._shown[progress.run.name] = part
-        where = "complete, final" if progress.finished else f"{progress.share:.0%},"
-        left = "" if progress.seconds_left is None else f", about {clock(progress.seconds_left)} left"
-        console.print(
-            f"{progress.done} of {progress.least} runs complete{left}  {progress.run.name}: "
-            f"{where} held-out {progress.accuracy:.2f}",
-            soft_wrap=True,
-            markup=False,
-        )
-
-
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
     """Final accuracy and time to the reference's, and where the rest is."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+
+    from poise.lab.compare.pages import shown
 
     reference = results["reference"]
     table = Table(
@@ -186,10 +159,10 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
         is_reference = name == reference
         table.add_row(
             name,
-            _shown(arm["final_accuracy"]),
-            "" if is_reference else _shown(arm["difference"]),
+            shown(arm["final_accuracy"]),
+            "" if is_reference else shown(arm["difference"]),
             arm["verdict"],
-            "1" if is_reference else f"{_shown(tokens['ratio'])} of {reference}'s",
+            "1" if is_reference else f"{shown(tokens['ratio'])} of {reference}'s",
             f"{tokens['reached']} of {tokens['runs']} reach it",
         )
     console.print(table)
@@ -200,10 +173,6 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
         soft_wrap=True,
         markup=False,
     )
-
-
-def _shown(interval: Mapping[str, float]) -> str:
-    return f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
 
 
 def print_arms() -> None:

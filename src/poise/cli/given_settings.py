@@ -50,3 +50,16 @@ def extra_options(arguments: list[str]) -> dict[str, Any]:
         else:
             given[waiting], waiting = argument, None
     return given
+
+
+def numbers(text: str, *, name: str, such_as: str) -> tuple[float, ...]:
+    """The numbers of a list with commas; whole ones where the example has such.
+
+    Raises:
+        ValueError: If one is none.
+    """
+    kind = int if such_as.replace(",", "").isdigit() else float
+    try:
+        return tuple(kind(each) for each in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} needs numbers such as {such_as}, got {text!r}") from None

@@ -4,10 +4,12 @@ The rule: standard output is for people and stays readable in a log file. Hosts 
 """
 
 import logging
+import math
 import os
 import signal
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,6 +79,49 @@ def stop_on_interrupt() -> Iterator[list[int]]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, earlier)
+
+
+@contextmanager
+def shown_progress(*, every: float = 10.0) -> Iterator[Callable[[str, float | int, float | int], None]]:
+    """A function that shows what goes on: a bar in a terminal, a line now and then in a log file.
+
+    It is told what goes on, how much is done, and of how much (0 where that is not known).
+
+    Args:
+        every: Seconds at least between lines of one piece of work.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not console.is_terminal:
+        began: dict[float, tuple[float, float]] = {}  # by the whole: time and what was done
+        last = -math.inf
+
+        def tell(what: str, done: float | int, total: float | int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            since, first = began.setdefault(total, (now, done))
+            if now - last < every and total and 0 < done < total:
+                return
+            last = now
+            left = f", about {clock((now - since) / (done - first) * (total - done))} left" if done > first else ""
+            console.print(f"{what} {done:.4g}/{total:.4g}{left}" if total else what, soft_wrap=True, markup=False)
+
+        yield tell
+        return
+    with Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn(), console=console
+    ) as bar:
+        shown = bar.add_task("")
+        whole = 0.0
+
+        def show(what: str, done: float | int, total: float | int) -> None:
+            nonlocal whole
+            if total and total != whole:  # the time left is that of this part
+                bar.reset(shown)
+            whole = total or whole
+            bar.update(shown, description=what, completed=done, total=total or None)
+
+        yield show
 
 
 def clock(seconds: float) -> str:

@@ -5,6 +5,7 @@ intervals are 95 %.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,13 +13,15 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.stats import CensoredData, bootstrap, ecdf
+from scipy.stats import CensoredData, DegenerateDataWarning, bootstrap, ecdf
 from scipy.stats import t as student_t
 
 Name = TypeVar("Name", str, int)
 
 NORMAL_95 = 1.959964
 """Standard errors on each side of a 95 % interval."""
+SMOOTHED_EVALUATIONS = 3
+"""Evaluations whose mean is compared with a target, and whose last mean is the final accuracy."""
 
 
 @dataclass(frozen=True)
@@ -140,14 +143,16 @@ def bootstrap_interval(
         resamples: How many times units are drawn with replacement.
         seed: Of the draws.
     """
-    found = bootstrap(
-        (np.arange(num_units),),
-        lambda rows: statistic(np.asarray(rows)),
-        n_resamples=resamples,
-        vectorized=False,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).bootstrap_distribution
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # where a statistic is not defined for some draws
+        found = bootstrap(
+            (np.arange(num_units),),
+            lambda rows: float(statistic(np.asarray(rows))),
+            n_resamples=resamples,
+            vectorized=False,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
     known = found[np.isfinite(found)]
     if not len(known):
         return math.nan, math.nan
@@ -175,6 +180,33 @@ def simplest_within_one_error(errors: Mapping[Name, Float[np.ndarray, " units"]]
 
 
 # Times to a target. Runs that end before it are censored.
+
+
+def smoothed(accuracies: Sequence[float]) -> list[float]:
+    """For each evaluation the mean of it and the two before it, or of as many as there are.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not accuracies:
+        raise ValueError("a mean of evaluations needs at least 1, got none")
+    windows = [accuracies[max(0, k + 1 - SMOOTHED_EVALUATIONS) : k + 1] for k in range(len(accuracies))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def first_reach(times: Sequence[float], accuracies: Sequence[float], target: float) -> Reach:
+    """The time at which the mean of three evaluations first is the target or more; censored at the end of the run.
+
+    Args:
+        times: Of the evaluations, rising.
+        accuracies: One for each.
+        target: To be reached.
+    """
+    means = list(zip(times, smoothed(accuracies), strict=True))
+    for time, mean in means[SMOOTHED_EVALUATIONS - 1 :]:
+        if mean >= target - 1e-12:  # a target that is such a mean itself is reached by it
+            return Reach(time, reached=True)
+    return Reach(times[-1], reached=False)
 
 
 def survival(reaches: Sequence[Reach]) -> list[tuple[float, float]]:
@@ -236,6 +268,28 @@ def reach_ratio(ours: Sequence[Reach], theirs: Sequence[Reach], horizon: float) 
     spread = math.sqrt((n - 1) * float(np.var([log_ratio(k) for k in range(n)])))
     reach = math.exp(float(student_t.ppf(0.975, n - 1)) * spread)
     return Interval(value, value / reach, value * reach)
+
+
+def verdict(difference: Interval, floor: float) -> str:
+    """Whether an arm is "higher" or "lower" than another; "within noise" where chance alone may do the same.
+
+    Named are only differences whose interval excludes zero and which exceed `noise_floor`.
+    """
+    if not difference.excludes(0.0) or abs(difference.value) <= floor:
+        return "within noise"
+    return "higher" if difference.value > 0 else "lower"
+
+
+def ratio_verdict(ratio: Interval, by_chance: Interval) -> str:
+    """Whether an arm is "faster" or "slower" than another; "within noise" where chance alone may do the same.
+
+    Named are only ratios whose interval excludes 1 and which are farther from 1 than the interval of `by_chance`, the
+    same ratio between runs of one arm.
+    """
+    floor = max(abs(math.log(by_chance.low)), abs(math.log(by_chance.high)))
+    if not ratio.excludes(1.0) or abs(math.log(ratio.value)) <= floor:
+        return "within noise"
+    return "faster" if ratio.value < 1 else "slower"
 
 
 # Calibration.

@@ -1,4 +1,4 @@
-"""How often is the policy of a trainer right, now?"""
+"""Completions of held-out problems by the policy of a trainer, and how often they are right."""
 
 from trl import GRPOTrainer
 
@@ -19,6 +19,15 @@ def policy_accuracy(
         problems: What to solve.
         batch_size: Prompts that are completed side by side.
     """
+    completions = policy_completions(trainer, graded_task, problems, seed=HELD_OUT_SEED, batch_size=batch_size)
+    rewards = graded_task.held_out_rewards(completions, problems)
+    return accuracy_of_rewards(rewards, domains=[problem.domain for problem in problems])
+
+
+def policy_completions(
+    trainer: GRPOTrainer, graded_task: GradedTask, problems: list[Problem], *, seed: int, batch_size: int = 256
+) -> list[str]:
+    """One completion a problem by a trainer's policy, sampled as in training, without training taking notice."""
     args = trainer.args
     sampling = Sampling(
         max_completion_length=args.max_completion_length,
@@ -28,13 +37,11 @@ def policy_accuracy(
         min_p=args.min_p,
         repetition_penalty=args.repetition_penalty,
     )
-    completions = sampled_completions(
+    return sampled_completions(
         trainer.accelerator.unwrap_model(trainer.model),
         trainer.processing_class,
         graded_task.texts(problems),
         sampling=sampling,
-        seed=HELD_OUT_SEED,
+        seed=seed,
         batch_size=batch_size,
     )
-    rewards = graded_task.held_out_rewards(completions, problems)
-    return accuracy_of_rewards(rewards, domains=[problem.domain for problem in problems])

@@ -7,10 +7,9 @@ from typer.testing import CliRunner
 
 from poise.cli import app
 from poise.lab.compare.arms import ARMS
+from poise.lab.compare.pages import write_results
 from poise.lab.compare.plan import FIRST_TUNING_SEED, Comparison, Conditions, Run
-from poise.lab.compare.record import write_results
-from poise.lab.compare.schedule import RunFailed, Schedule
-from poise.lab.compare.tuning import best_learning_rate, next_learning_rate
+from poise.lab.compare.schedule import RunFailed, Schedule, best_learning_rate, next_learning_rate
 from poise.presets import PRESETS
 from poise.storage.run_directory import RunDirectory
 
@@ -114,7 +113,7 @@ def pretended(accuracy_of, *, fails=lambda run: False):
     """A way to carry out runs that writes plausible files and keeps a list of what it did."""
     done = []
 
-    def carry(conditions, run, folder, *, side_by_side, watch):
+    def carry(conditions, run, folder, *, side_by_side, told):
         directory = RunDirectory(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if fails(run):
@@ -132,9 +131,12 @@ def pretended(accuracy_of, *, fails=lambda run: False):
                 | {"seconds": slower * number, "cpu_seconds": slower * number, "entropy": 0.5, "reward": 0.5}
                 | {"accuracy": final - 0.1 + 0.1 * min(number, 2) / 2, "memory_mib": 700.0}
             )
-            watch({"share": number / 4, "accuracy": final})
+            told(number / 4, final)
         memory = {"memory_mib_before_training": 500.0, "memory_mib": 700.0, "critic_mib": 0.0}
-        directory.write_summary({"final_accuracy": final, "side_by_side": side_by_side, "versions": {}} | memory)
+        sharpness = {"pass_at": {"1": final, "8": 0.9, "16": 0.95}, "distinct_answers": 3.0 + run.seed}
+        told_at_the_end = {"sharpness": sharpness} | ({"sharpness_before": sharpness} if run.twin else {})
+        summary = {"final_accuracy": final, "side_by_side": side_by_side, "versions": {}}
+        directory.write_summary(summary | memory | told_at_the_end)
 
     return carry, done
 
@@ -149,10 +151,11 @@ def test_a_comparison_chooses_learning_rates_then_compares_and_writes_what_it_fo
     carry, done = pretended(tuned_accuracy)
     schedule = Schedule(tmp_path, comparison(learning_rates=GRID, num_tuning_seeds=2))
     said = []
-    schedule.carry_out(watch=said.append, carry=carry)
+    schedule.carry_out(watch=lambda *told: said.append(told), carry=carry)
     assert schedule.learning_rates() == {"poise": 3e-3, "dapo": 3e-3}
     assert len(done) == len(set(done)) == 2 * 5 * 2 + 2 * 3  # arms x rates x tuning seeds, seeds x (arms and a twin)
-    assert said[-1].done == said[-1].least == len(done)
+    assert said[-1][1:] == (len(done), len(done))
+    assert "complete, final held-out" in said[-1][0]
     assert schedule.missing() == []
     results = write_results(schedule)
     assert results["arms"]["poise"]["difference"]["value"] == pytest.approx(0.05)
@@ -161,6 +164,10 @@ def test_a_comparison_chooses_learning_rates_then_compares_and_writes_what_it_fo
     tables = (tmp_path / "compare.md").read_text()
     assert "+0.050" in tables
     assert "Runs came one after another." in tables
+    assert results["arms"]["dapo"]["pass_at"]["16"]["value"] == pytest.approx(0.95)
+    assert results["arms"]["dapo"]["distinct_answers"]["value"] == pytest.approx(3.5)
+    assert results["arms"]["poise"]["entropy_at_target"] == 0.5
+    assert "| before training " in tables
     assert json.loads((tmp_path / "compare.json").read_text())["target"] == pytest.approx(results["target"])
     assert (tmp_path / "accuracy.svg").read_text().count("<svg") == 1
 
@@ -203,11 +210,11 @@ def test_only_seeds_that_are_complete_in_every_arm_count(tmp_path):
 def test_other_conditions_in_the_same_folder_are_refused(tmp_path):
     Schedule(tmp_path / "a", comparison())
     other = Comparison(Conditions(rollouts=112, batch_rollouts=16, evaluations=4, eval_prompts=8), ("poise", "dapo"))
-    with pytest.raises(ValueError, match="holds a comparison with rollouts 96, and not 112"):
+    with pytest.raises(ValueError, match="holds another comparison: rollouts is 96 there and 112 here"):
         Schedule(tmp_path / "a", other)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "file").touch()
-    with pytest.raises(FileExistsError, match="holds something that is no comparison"):
+    with pytest.raises(FileExistsError, match="already holds something that is no comparison"):
         Schedule(tmp_path / "b", comparison())
 
 
@@ -218,7 +225,7 @@ BAD = [
     (["--batch-rollouts", "100", "--arms", "poise,grpo"], "100 are no whole groups of 8, which grpo needs"),
     (["--seeds", "1"], "an interval over seeds needs 2 seeds or more, got 1"),
     (["--arms", "poise,poise"], "every arm stands once"),
-    (["--learning-rates", "1e-4,fast"], "learning rates are numbers"),
+    (["--learning-rates", "1e-4,fast"], "--learning-rates needs numbers such as 1e-4,3e-4,1e-3, got '1e-4,fast'"),
     (["--learning-rates", "1e-4,3e-4"], "a choice of learning rates needs 3 of them or more, got 2"),
     (["--learning-rates", "3e-4,1e-4,1e-3"], "learning rates are positive and rise"),
     (["--num-generations", "4"], "num_generations cannot be set in a comparison: every arm has its own"),

@@ -1,14 +1,13 @@
-"""What would a value model beside the policy give as a baseline, learning on the same rewards as training goes on?
+"""A value model beside the policy as a baseline, learning on the same rewards as training goes on.
 
-Order of a step: the critic of earlier steps gives the values; only then does it learn from this batch. Read from the
-prompt, a value is the baseline of every rollout of that prompt; read from rollouts, siblings swap values, and a value
-is fitted to the siblings' mean reward. Either way a baseline is independent of the rollout it is subtracted from.
+It reads the prompt alone. The critic of earlier steps gives the values, and only then does it learn from this batch, so
+that a baseline is independent of the rollout it is subtracted from.
 
-Dimensions: N rollouts, P columns of prompts, C of completions.
+Dimensions: N rollouts, P columns of prompts.
 """
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import poise
-from poise.baselines import cross_rollout_baselines, prompt_groups, sibling_means
+from poise.baselines import prompt_groups
 from poise.diagnostics.pairs import PairScoreboard
 from poise.lab.critic import SequenceCritic
 
@@ -26,7 +25,6 @@ class CriticBaseline(poise.OnlineBaseline):
 
     Args:
         policy: Is copied.
-        reads: The "prompt", or the "rollout" with the prompt before it.
         seed: Of the order in which it learns.
         learning_rate: Of the copy; its head learns faster (see `SequenceCritic`).
         batch_size: Rows a critic update.
@@ -39,7 +37,6 @@ class CriticBaseline(poise.OnlineBaseline):
         self,
         policy: nn.Module,
         *,
-        reads: Literal["prompt", "rollout"] = "prompt",
         seed: int = 0,
         learning_rate: float = 3e-4,
         batch_size: int = 32,
@@ -47,24 +44,15 @@ class CriticBaseline(poise.OnlineBaseline):
         super().__init__(poise.preset("none"))  # one that needs nothing of the engine
         self.extra_bytes = 0
         self._critic = SequenceCritic(policy)
-        self._reads, self._seed = reads, seed
+        self._seed = seed
         self._learning_rate, self._batch_size = learning_rate, batch_size
         self._scoreboard = PairScoreboard()
         self._sequences: list[list[int]] = []
         self._steps = 0
 
-    def read(
-        self,
-        prompt_ids: Int[Tensor, "N P"],
-        prompt_mask: Int[Tensor, "N P"],
-        completion_ids: Int[Tensor, "N C"],
-        completion_mask: Int[Tensor, "N C"],
-    ) -> None:
-        """Show the tokens of the batch that the next `step` is about."""
-        ids, mask = prompt_ids, prompt_mask
-        if self._reads == "rollout":
-            ids, mask = torch.cat([ids, completion_ids], dim=1), torch.cat([mask, completion_mask], dim=1)
-        self._sequences = [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]
+    def read(self, prompt_ids: Int[Tensor, "N P"], prompt_mask: Int[Tensor, "N P"]) -> None:
+        """Show the prompts of the batch that the next `step` is about."""
+        self._sequences = [row[kept].tolist() for row, kept in zip(prompt_ids, prompt_mask.bool(), strict=True)]
 
     def step(
         self,
@@ -86,35 +74,21 @@ class CriticBaseline(poise.OnlineBaseline):
         gradable = ~rewards.isnan()
         known = torch.where(gradable, rewards, 0)
         groups = prompt_groups(list(prompts))
-        values = self._values(groups)
-        if self._reads == "rollout":
-            baselines = cross_rollout_baselines(values, groups, gradable)
-            siblings, counts = sibling_means(known[:, None], groups, gradable)
-            targets, fitted = siblings[:, 0], counts > 0
-        else:
-            baselines, targets, fitted = values, known, gradable
-        self._learn(targets, fitted, groups)
-        self._scoreboard.observe(known, baselines, groups, gradable)
-        metrics = {f"poise/{name}": number for name, number in self._scoreboard.metrics().items()}
-        advantages = torch.where(gradable, known - baselines, 0)
-        return poise.Step(baselines, advantages, values, metrics, {})
-
-    def _values(self, groups: Int[Tensor, " N"]) -> Tensor:
-        if self._reads == "rollout":
-            return self._critic.values(self._sequences)
         # Rollouts of one prompt are one sequence.
         first = {group: row for row, group in reversed(list(enumerate(groups.tolist())))}
-        rows = [first[group] for group in range(len(first))]
-        return self._critic.values([self._sequences[row] for row in rows])[groups]
+        values = self._critic.values([self._sequences[first[group]] for group in range(len(first))])[groups]
+        self._learn(known, gradable.nonzero()[:, 0].tolist())
+        self._scoreboard.observe(known, values, groups, gradable)
+        metrics = {f"poise/{name}": number for name, number in self._scoreboard.metrics().items()}
+        return poise.Step(values, torch.where(gradable, known - values, 0), values, metrics, {})
 
-    def _learn(self, targets: Tensor, fitted: Tensor, groups: Int[Tensor, " N"]) -> None:
-        rows = fitted.nonzero()[:, 0].tolist()
+    def _learn(self, rewards: Tensor, rows: list[int]) -> None:
         self._steps += 1
         if not rows:
             return
         done = self._critic.fit(
             [self._sequences[row] for row in rows],
-            targets[rows].clamp(0, 1),
+            rewards[rows].clamp(0, 1),
             learning_rate=self._learning_rate,
             batch_size=self._batch_size,
             seed=self._seed + self._steps,

@@ -1,18 +1,18 @@
-"""Which runs does a comparison consist of, and what do they have in common?
+"""The runs of a comparison, and what they have in common.
 
-The rule: `Conditions` are the same in every run of a folder; a run adds an arm, a learning rate and a seed, and nothing
-else. So runs may be added to a comparison later, and a run that is complete never has to be repeated.
+`Conditions` are the same in every run of a folder; a run adds an arm, a learning rate and a seed, and nothing else. So
+runs may be added to a comparison later, and a run that is complete never has to be repeated.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from trl import GRPOConfig
 
 from poise.engines.trl import PoiseConfig
-from poise.lab.compare.arms import ARMS, Arm, arm_named, check_shared_budget
+from poise.lab.compare.arms import arm_named
 from poise.train.config import RunSettings, run_settings, trainer_types
 
 DEFAULT_ARMS = ("poise", "paper", "rloo", "grpo", "dapo", "critic")
@@ -62,10 +62,8 @@ class Conditions:
     evaluations: int = 20
     """Of held-out accuracy after the first one, at equal distances in rollouts."""
     eval_prompts: int = 300
-    gradient_every: int = 0
-    """Evaluations from one measurement of the gradient's variance to the next; 0 for none."""
-    gradient_prompts: int = 64
-    """Prompts, always the same, of which gradients are taken."""
+    completions: int = 16
+    """Of each held-out prompt after training, for pass@k and distinct answers."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of `poise train`, by name: model, task and options of the trainer."""
 
@@ -75,8 +73,7 @@ class Conditions:
             ("batch_rollouts", 2),
             ("evaluations", 3),
             ("eval_prompts", 1),
-            ("gradient_every", 0),
-            ("gradient_prompts", 3),
+            ("completions", 1),
         ):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be {lowest} or more, got {getattr(self, name)}")
@@ -110,10 +107,6 @@ class Conditions:
         """Length of the prompt stream: enough for the smallest groups, and for refills of the last step."""
         return min(self.rollouts // 2 + self.batch_rollouts * 2, MOST_TRAINING_PROMPTS)
 
-    def measured_in(self, run: "Run") -> "Conditions":
-        """The same, without gradients where a run only chooses a learning rate."""
-        return replace(self, gradient_every=0) if run.seed >= FIRST_TUNING_SEED else self
-
     def run_settings(self, *, seed: int) -> RunSettings:
         """The settings that `poise train` would have, apart from those of the arm."""
         shared = {
@@ -145,6 +138,11 @@ class Run:
     def name(self) -> str:
         """The run's folder within a comparison."""
         return f"{self.arm}/lr-{self.learning_rate:g}/seed-{self.seed}{'-twin' if self.twin else ''}"
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether it only chooses a learning rate."""
+        return self.seed >= FIRST_TUNING_SEED
 
     @property
     def sampling_seed(self) -> int:
@@ -194,8 +192,12 @@ class Comparison:
     def __post_init__(self) -> None:
         if not self.arms or len(set(self.arms)) < len(self.arms):
             raise ValueError(f"every arm stands once in a comparison, got {', '.join(self.arms) or 'none'}")
-        arms = [arm_named(name) for name in self.arms]
-        check_shared_budget(arms, rollouts_a_step=self.conditions.batch_rollouts)
+        for arm in map(arm_named, self.arms):
+            if self.conditions.batch_rollouts % arm.group_size:
+                raise ValueError(
+                    "all arms train on the same number of rollouts a step, and "
+                    f"{self.conditions.batch_rollouts} are no whole groups of {arm.group_size}, which {arm.name} needs"
+                )
         if self.num_seeds < 2:
             raise ValueError(f"an interval over seeds needs 2 seeds or more, got {self.num_seeds}")
         if self.num_seeds > FIRST_TUNING_SEED:
@@ -212,11 +214,6 @@ class Comparison:
         if self.twin is not None and self.twin not in self.arms:
             raise ValueError(f"the arm run twice must be one of {', '.join(self.arms)}, got {self.twin!r}")
         Run(self.arms[0], rates[0], 0).config(self.conditions, "unused")  # contradictions show before anything is run
-
-    @property
-    def chosen_arms(self) -> list[Arm]:
-        """In the order given."""
-        return [ARMS[name] for name in self.arms]
 
     @property
     def reference(self) -> str:

@@ -1,14 +1,17 @@
-"""What did the runs of a comparison show? Numbers for tables, made from the runs' files alone.
+"""The numbers of a comparison, made from the files of its runs.
 
-The rule: only seeds that are complete in every arm count, so that every difference is paired.
+Seeds are the independent draws, arms are compared seed by seed, and a run that does not get where it should is
+censored, not dropped. Only seeds that are complete in every arm count.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from poise.lab.compare.analysis import (
+import numpy as np
+
+from poise.evaluate.statistics import (
     Interval,
     Reach,
     common_horizon,
@@ -16,12 +19,10 @@ from poise.lab.compare.analysis import (
     mean_interval,
     median_reach,
     noise_floor,
-    paired_difference,
-    ratio_of_sums,
     ratio_verdict,
     reach_ratio,
     restricted_mean,
-    value_at,
+    smoothed,
     verdict,
 )
 from poise.lab.compare.plan import Run
@@ -29,8 +30,6 @@ from poise.lab.compare.schedule import Schedule
 
 CLOCKS = ("seconds", "cpu_seconds", "rollouts", "tokens")
 """What may be counted until a target is reached."""
-GRADIENT_REFERENCES = ("grpo", "rloo")
-"""Arms that the noise of others is compared with, where they are there."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,12 @@ class Curve:
     @property
     def accuracies(self) -> list[float]:
         """On the held-out prompts; NaN where nothing could be graded."""
-        return [math.nan if line["accuracy"] is None else float(line["accuracy"]) for line in self.lines]
+        return [_number(line["accuracy"]) for line in self.lines]
 
     @property
     def final_accuracy(self) -> float:
         """The mean of the last three evaluations; 0 where the policy diverged."""
-        final = self.summary["final_accuracy"]
-        return math.nan if final is None else float(final)
+        return _number(self.summary["final_accuracy"])
 
     def times(self, clock: str) -> list[float]:
         """Of the evaluations."""
@@ -65,10 +63,11 @@ class Curve:
         """Of two counts at the end."""
         return float(self.lines[-1][part]) / max(1.0, float(self.lines[-1][whole]))
 
-    def summed(self, name: str) -> float | None:
-        """A gradient's number over all its measurements; None where there was none."""
-        found = [float(line[name]) for line in self.lines if line.get(name) is not None]
-        return sum(found) if found else None
+    def entropy_at(self, target: float) -> float | None:
+        """Mean token entropy, in nats, of the policy that first reaches the target; None if it never does."""
+        reach = self.reach(target, "rollouts")
+        found = [line["entropy"] for line in self.lines if line["rollouts"] == reach.time]
+        return found[0] if reach.reached else None
 
 
 def complete_curves(schedule: Schedule) -> tuple[dict[str, list[Curve]], list[Curve]]:
@@ -79,20 +78,16 @@ def complete_curves(schedule: Schedule) -> tuple[dict[str, list[Curve]], list[Cu
         LookupError: If learning rates are not chosen yet.
     """
     comparison = schedule.comparison
-    chosen = schedule.learning_rates()
-    runs = comparison.compared_runs(chosen)
-    whole = [
-        seed
-        for seed in range(comparison.num_seeds)
-        if all(schedule.summary(run) is not None for run in runs if run.seed == seed)
-    ]
+    runs = comparison.compared_runs(schedule.learning_rates())
+    unfinished = {run.seed for run in runs if schedule.summary(run) is None}
+    whole = [seed for seed in range(comparison.num_seeds) if seed not in unfinished]
     if len(whole) < 2:
         raise ValueError(f"an interval over seeds needs 2 seeds that are complete in every arm, got {len(whole)}")
-    curves = []
-    for run in runs:
-        summary = schedule.summary(run)
-        if run.seed in whole and summary is not None:
-            curves.append(Curve(run, schedule.lines(run), summary))
+    curves = [
+        Curve(run, schedule.lines(run), summary)
+        for run in runs
+        if run.seed in whole and (summary := schedule.summary(run)) is not None
+    ]
     of_arms = {arm: [each for each in curves if each.run.arm == arm and not each.run.twin] for arm in comparison.arms}
     return of_arms, [each for each in curves if each.run.twin]
 
@@ -114,7 +109,14 @@ def comparison_results(schedule: Schedule) -> dict[str, Any]:
     shared = {clock: min(each.times(clock)[-1] for of_arm in curves.values() for each in of_arm) for clock in CLOCKS}
     arms = {}
     for arm, of_arm in curves.items():
-        difference = paired_difference(finals[arm], finals[comparison.reference])
+        paired = zip(finals[arm], finals[comparison.reference], strict=True)
+        difference = mean_interval([ours - theirs for ours, theirs in paired])
+        times = {clock: _time_to_target(of_arm, reference, target, clock) for clock in CLOCKS}
+        for clock, each in times.items():
+            ratio, chance = Interval(**each["ratio"]), Interval(**by_chance[clock]["ratio"])
+            each["verdict"] = "reference" if arm == comparison.reference else ratio_verdict(ratio, chance)
+        before_training = [each.summary["memory_mib_before_training"] for each in of_arm]
+        memory = [each.summary["memory_mib"] for each in of_arm]
         arms[arm] = {
             "learning_rate": of_arm[0].run.learning_rate,
             "learning_rates_tried": {f"{rate:g}": score for rate, score in schedule.scores(arm).items()},
@@ -122,27 +124,22 @@ def comparison_results(schedule: Schedule) -> dict[str, Any]:
             "final_accuracies": finals[arm],
             "difference": asdict(difference),
             "verdict": "reference" if arm == comparison.reference else verdict(difference, floor),
-            "time_to_target": {
-                clock: _time_to_target(of_arm, reference, target, clock)
-                | {"verdict": _time_verdict(of_arm, reference, target, clock, by_chance[clock])}
-                for clock in CLOCKS
-            },
+            "time_to_target": times,
             "accuracy_at_equal": {
-                clock: asdict(mean_interval([value_at(each.times(clock), each.accuracies, end) for each in of_arm]))
+                clock: asdict(mean_interval([_value_at(each, clock, end) for each in of_arm]))
                 for clock, end in shared.items()
             },
             **{name: _mean([each.lines[-1][name] for each in of_arm]) for name in ("updates", "entropy")},
             **{clock: _mean([each.times(clock)[-1] for each in of_arm]) for clock in CLOCKS},
+            "entropy_at_target": _mean([each.entropy_at(target) for each in of_arm]),
+            **_sharpness([each.summary.get("sharpness") for each in of_arm]),
             "zero_advantage_prompts": _mean([each.share("silent_prompts", "prompts") for each in of_arm]),
             "zero_advantage_tokens": _mean([each.share("silent_tokens", "tokens") for each in of_arm]),
             "surplus_tokens": _mean([each.share("surplus_tokens", "tokens") for each in of_arm]),
             "unfilled_steps": _mean([each.lines[-1]["unfilled_steps"] for each in of_arm]),
-            "memory_mib": _mean([each.summary["memory_mib"] for each in of_arm]),
-            "memory_mib_of_training": _mean(
-                [each.summary["memory_mib"] - each.summary["memory_mib_before_training"] for each in of_arm]
-            ),
+            "memory_mib": _mean(memory),
+            "memory_mib_of_training": _mean([a - b for a, b in zip(memory, before_training, strict=True)]),
             "critic_mib": _mean([each.summary["critic_mib"] for each in of_arm]),
-            "gradient": _gradient(of_arm, {name: curves[name] for name in GRADIENT_REFERENCES if name in curves}),
         }
     return {
         "conditions": asdict(comparison.conditions),
@@ -151,6 +148,7 @@ def comparison_results(schedule: Schedule) -> dict[str, Any]:
         "reference": comparison.reference,
         "target": target,
         "accuracy_before": _mean([each.accuracies[0] for each in reference]),
+        "sharpness_before": _sharpness([each.summary.get("sharpness_before") for each in twins]),
         "equal": shared,
         "twice": {"arm": comparison.twin_arm, "accuracy_floor": floor, "time_to_target": by_chance},
         "arms": arms,
@@ -173,38 +171,22 @@ def _time_to_target(ours: Sequence[Curve], theirs: Sequence[Curve], target: floa
     }
 
 
-def _time_verdict(
-    ours: Sequence[Curve], theirs: Sequence[Curve], target: float, clock: str, by_chance: dict[str, Any]
-) -> str:
-    if ours is theirs:
-        return "reference"
-    ratio = _time_to_target(ours, theirs, target, clock)["ratio"]
-    return ratio_verdict(Interval(**ratio), Interval(**by_chance["ratio"]))
+def _sharpness(found: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """Pass@k and distinct answers over the seeds that have them; None where one has not."""
+    known = [each for each in found if each is not None]
+    if len(known) < 2:
+        return {"pass_at": None, "distinct_answers": None}
+    passed = {k: asdict(mean_interval([_number(each["pass_at"][k]) for each in known])) for k in known[0]["pass_at"]}
+    return {"pass_at": passed, "distinct_answers": asdict(mean_interval([each["distinct_answers"] for each in known]))}
 
 
-def _gradient(ours: Sequence[Curve], references: Mapping[str, Sequence[Curve]]) -> dict[str, Any] | None:
-    """Noise to signal, over that of other arms, and the squared bias over the squared signal; None unmeasured."""
-    mine = _noise_and_signal(ours)
-    if mine is None:
-        return None
-    noise, signal = (sum(each[place] for each in mine) for place in (0, 1))
-    found: dict[str, Any] = {"noise_to_signal": noise / signal if signal > 0 else math.nan, "ratios": {}}
-    for name, theirs in references.items():
-        other = _noise_and_signal(theirs)
-        if other is not None and theirs is not ours:
-            found["ratios"][name] = asdict(ratio_of_sums(mine, other))
-    biases = [each.summed("gradient/bias") for each in ours]
-    known = [each for each in biases if each is not None]
-    if len(known) == len(ours):
-        found["bias"] = asdict(mean_interval(known))
-        found["bias_to_signal"] = sum(known) / signal if signal > 0 else math.nan
-    return found
+def _value_at(curve: Curve, clock: str, time: float) -> float:
+    """The mean of three evaluations at some time, straight lines between."""
+    return float(np.interp(time, curve.times(clock), smoothed(curve.accuracies)))
 
 
-def _noise_and_signal(curves: Sequence[Curve]) -> list[tuple[float, float]] | None:
-    found = [(each.summed("gradient/trace"), each.summed("gradient/signal")) for each in curves]
-    whole = [(trace, signal) for trace, signal in found if trace is not None and signal is not None]
-    return whole if len(whole) == len(curves) else None
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _mean(numbers: Sequence[float | int | None]) -> float | None:

@@ -1,10 +1,9 @@
-"""What is one run of a comparison, and what is measured in it?
+"""One run of a comparison, and what is measured in it.
 
     python -m poise.lab.compare.run < SPECIFICATION       in a process of its own, so that its memory is its own
 
-The rule: the clock runs while the policy is trained and stands still while anything is measured; what is measured
-leaves the training as it would have been. A run's folder is complete when it holds `summary.json`, and is made anew
-otherwise.
+The clock runs while the policy is trained and stands still while anything is measured; what is measured leaves the
+training as it would have been. A run's folder is complete when it holds `summary.json`, and is made anew otherwise.
 """
 
 import json
@@ -13,7 +12,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -22,21 +21,21 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from poise.lab.compare.analysis import smoothed
+from poise.evaluate.pass_at_k import pass_at_k, sizes_of_subsets
+from poise.evaluate.statistics import smoothed
 from poise.lab.compare.arms import arm_named
-from poise.lab.compare.gradient_noise import gradient_noise
 from poise.lab.compare.plan import Conditions, Run
 from poise.lab.compare.trainers import CriticTrainer, Tallied, arm_trainer
 from poise.models.named import named_model
 from poise.storage.run_directory import RunDirectory
-from poise.tasks.graded_task import GradedTask
-from poise.train.held_out import policy_accuracy
+from poise.tasks.embedded import END_OF_THINKING
+from poise.tasks.graded_task import HELD_OUT_SEED, GradedTask
+from poise.tasks.verifiers import FULL_MARKS
+from poise.train.held_out import policy_accuracy, policy_completions
 from poise.train.run import tokenizer_and_task, torch_threads, versions
 
-GRADIENT_PROMPTS_SEED = 2
-"""Of the training problems that gradients are taken of, whatever the seed of the run."""
-
-Watch = Callable[[dict[str, Any]], None]
+Told = Callable[[float, float], None]
+"""Told, at each evaluation, the share of a run's rollouts that is spent and the held-out accuracy."""
 
 
 class Clock:
@@ -70,20 +69,16 @@ class Measurements(TrainerCallback):  # type: ignore[misc]
         graded_task: GradedTask,
         conditions: Conditions,
         directory: RunDirectory,
-        watch: Watch,
+        told: Told,
     ) -> None:
         self.trainer, self.graded_task, self.conditions = trainer, graded_task, conditions
-        self.directory, self.watch = directory, watch
+        self.directory, self.told = directory, told
         self.clock = Clock()
         self.accuracies: list[float] = []
         self.memory_before = 0.0
         self._held_out = graded_task.held_out(conditions.eval_prompts)
         self._logged: dict[str, list[float]] = {"entropy": [], "reward": []}
         self._due = 0.0
-        self._gradient_rows: list[dict[str, Any]] = []
-        if conditions.gradient_every:
-            problems = graded_task.training_data(conditions.gradient_prompts, seed=GRADIENT_PROMPTS_SEED)
-            self._gradient_rows = [dict(row) for row in problems]
 
     def on_train_begin(self, *positional: Any, **named: Any) -> None:
         """Measure the untrained policy, then start the clock."""
@@ -123,35 +118,47 @@ class Measurements(TrainerCallback):  # type: ignore[misc]
         self.clock.stop()
 
     def _measure(self, *, updates: int) -> None:
-        tally, number = self.trainer.tally, len(self.accuracies)
+        tally = self.trainer.tally
         line: dict[str, Any] = {"updates": updates, **asdict(tally)}
         line |= {"seconds": round(self.clock.seconds, 3), "cpu_seconds": round(self.clock.cpu_seconds, 3)}
         line |= {name: sum(each) / len(each) if each else None for name, each in self._logged.items()}
         self._logged = {name: [] for name in self._logged}
-        line |= self._accuracy() | {"memory_mib": round(memory_mib(), 1)}
-        every = self.conditions.gradient_every
-        if every and number and number % every == 0:
-            rows, rollouts = self._gradient_rows, self.conditions.batch_rollouts
-            line |= gradient_noise(self.trainer, rows, batch_rollouts=rollouts, seed=updates)
-        self.accuracies.append(line["accuracy"])
-        self.directory.append_metrics(line)
-        self.watch({"share": min(1.0, tally.rollouts / self.conditions.rollouts), "accuracy": line["accuracy"]})
-        distance = self.conditions.rollouts / self.conditions.evaluations
-        self._due = (tally.rollouts // distance + 1) * distance
-
-    def _accuracy(self) -> dict[str, Any]:
         # No more memory than training takes.
         batch_size = self.conditions.batch_rollouts
         found = policy_accuracy(self.trainer, self.graded_task, self._held_out, batch_size=batch_size)
-        return {
-            "accuracy": found.accuracy,
-            "accuracy_by_domain": found.by_domain,
-            "held_out_prompts": found.num_prompts,
+        line |= {"accuracy": found.accuracy, "accuracy_by_domain": found.by_domain}
+        line |= {"held_out_prompts": found.num_prompts, "memory_mib": round(memory_mib(), 1)}
+        self.accuracies.append(line["accuracy"])
+        self.directory.append_metrics(line)
+        self.told(min(1.0, tally.rollouts / self.conditions.rollouts), line["accuracy"])
+        distance = self.conditions.rollouts / self.conditions.evaluations
+        self._due = (tally.rollouts // distance + 1) * distance
+
+    def sharpness(self) -> dict[str, Any]:
+        """Pass@k of the policy as it is, and how many different answers a held-out prompt gets.
+
+        An answer is what follows the end of the reasoning. A prompt with an ungradable completion has no pass@k.
+        """
+        k, problems = self.conditions.completions, self._held_out
+        asked = [problem for problem in problems for _ in range(k)]
+        drawn = policy_completions(
+            self.trainer, self.graded_task, asked, seed=HELD_OUT_SEED + 1, batch_size=self.conditions.batch_rollouts
+        )
+        rewards = torch.tensor(self.graded_task.held_out_rewards(drawn, asked), dtype=torch.float64).unflatten(
+            0, (-1, k)
+        )
+        right = (rewards[~rewards.isnan().any(dim=1)] >= FULL_MARKS).sum(dim=1).tolist()
+        answers = [text.rpartition(END_OF_THINKING)[2].strip() for text in drawn]
+        distinct = [len(set(answers[first : first + k])) for first in range(0, len(answers), k)]
+        passed = {
+            str(size): sum(pass_at_k(each, k, k=size) for each in right) / len(right) if right else None
+            for size in sizes_of_subsets(k)
         }
+        return {"pass_at": passed, "distinct_answers": sum(distinct) / len(distinct)}
 
 
 def completed_run(
-    conditions: Conditions, run: Run, folder: Path, *, side_by_side: int = 1, watch: Watch = lambda said: None
+    conditions: Conditions, run: Run, folder: Path, *, side_by_side: int = 1, told: Told = lambda share, accuracy: None
 ) -> dict[str, Any]:
     """Train one arm and leave `config.yaml`, `metrics.jsonl` and, at the very end, `summary.json` in a folder.
 
@@ -163,7 +170,7 @@ def completed_run(
         run: The arm, its learning rate and its seed.
         folder: Where.
         side_by_side: Runs that share the machine with this one, itself included; it is noted in the summary.
-        watch: Told, at each evaluation, the share of the budget that is spent and the accuracy.
+        told: See `Told`.
 
     Returns:
         What is written to `summary.json`.
@@ -179,11 +186,15 @@ def completed_run(
     tokenizer, graded_task = tokenizer_and_task(settings, config)
     with torch_threads(settings.torch_threads), closing(graded_task):
         trainer = run_trainer(conditions, run, config, tokenizer, graded_task, model=settings.model)
-        measured = Measurements(trainer, graded_task, conditions.measured_in(run), directory, watch)
+        measured = Measurements(trainer, graded_task, conditions, directory, told)
         trainer.add_callback(measured)
         directory.write_config({"run": asdict(run), "conditions": asdict(conditions), "trainer": config.to_dict()})
+        sharpness = {"sharpness_before": measured.sharpness()} if run.twin else {}  # the same in all other runs
         diverged = not _trained(trainer)
-    summary = _summary(run, measured, directory.read_metrics()) | {"side_by_side": side_by_side, "diverged": diverged}
+        if not (diverged or run.is_tuning):
+            sharpness["sharpness"] = measured.sharpness()
+    summary = _summary(run, measured, directory.read_metrics()[-1]) | sharpness
+    summary |= {"side_by_side": side_by_side, "diverged": diverged}
     if diverged:
         summary["final_accuracy"] = 0.0  # what gives no numbers solves nothing
     directory.write_summary(summary)
@@ -232,10 +243,7 @@ def _trained(trainer: Tallied) -> bool:
     return True
 
 
-def _summary(run: Run, measured: Measurements, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    last = lines[-1]
-    # Gradients are held in memory while they are measured: what came before that is the training's own.
-    clean = next((line for line in lines if any(name.startswith("gradient/") for name in line)), last)
+def _summary(run: Run, measured: Measurements, last: dict[str, Any]) -> dict[str, Any]:
     critic = measured.trainer.critic.extra_bytes if isinstance(measured.trainer, CriticTrainer) else 0
     return {
         "run": asdict(run),
@@ -243,7 +251,7 @@ def _summary(run: Run, measured: Measurements, lines: list[dict[str, Any]]) -> d
         "final_accuracy": smoothed(measured.accuracies)[-1],
         **{name: last[name] for name in ("updates", "rollouts", "tokens", "seconds", "cpu_seconds")},
         "memory_mib_before_training": round(measured.memory_before, 1),
-        "memory_mib": clean["memory_mib"],
+        "memory_mib": last["memory_mib"],
         "critic_mib": round(critic / 2**20, 1),
         "versions": versions(),
     }
@@ -272,8 +280,8 @@ def main() -> None:
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever hosts print goes where errors go
 
-    def watch(said: Mapping[str, Any]) -> None:
-        print(json.dumps(said), file=output, flush=True)
+    def tell(share: float, accuracy: float) -> None:
+        print(json.dumps([share, accuracy]), file=output, flush=True)
 
     try:
         completed_run(
@@ -281,7 +289,7 @@ def main() -> None:
             Run(**asked["run"]),
             Path(asked["folder"]),
             side_by_side=asked["side_by_side"],
-            watch=watch,
+            told=tell,
         )
     except (ValueError, OSError) as error:
         print(f"poise compare: {error}", file=sys.stderr)

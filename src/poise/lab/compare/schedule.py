@@ -1,10 +1,11 @@
-"""In which order are the runs of a comparison carried out, and which of them are done already?
+"""The order in which the runs of a comparison are carried out.
 
     comparison.json     the conditions; others are refused in the same folder
     runs/               ARM/lr-RATE/seed-N for each run; complete when it holds `summary.json`
 
-The rule: a run that is complete is never repeated, one that is not is made anew, and every run has a process of its
-own. Learning rates come first, arm by arm; then arms are compared, seed by seed.
+A run that is complete is never repeated, one that is not is made anew, and every run has a process of its own. Learning
+rates come first, arm by arm; then arms are compared, seed by seed. Every arm chooses its rate from the same grid by the
+same score, and the grid is widened while the best rate lies at its edge.
 """
 
 import json
@@ -13,49 +14,30 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from poise.lab.compare.plan import Comparison, Conditions, Run
-from poise.lab.compare.run import specification
-from poise.lab.compare.tuning import best_learning_rate, next_learning_rate
+from poise.lab.compare.run import Told, specification
+from poise.lab.progress import Watch, silent
+from poise.storage.claims import claim
 from poise.storage.run_directory import RunDirectory
 
+MOST_WIDENINGS = 3
+"""Rates tried beyond each end of the grid."""
 
-@dataclass(frozen=True)
-class RunProgress:
-    """Where one run stands."""
-
-    run: Run
-    share: float
-    """Of its rollouts."""
-    accuracy: float
-    finished: bool
-    """Whether the run is complete; its accuracy is then the final one."""
-    done: int
-    """Runs that are complete."""
-    least: int
-    """Runs that there will be at least: a learning rate at the edge of the grid brings more."""
-    seconds_left: float | None
-    """As far as runs that were carried out now tell; None before the first one."""
-
-
-Watch = Callable[[RunProgress], None]
 Carry = Callable[..., None]
-"""Carries out one run: `carry(conditions, run, folder, side_by_side=..., watch=...)`, as `in_own_process` does."""
+"""Carries out one run: `carry(conditions, run, folder, side_by_side=..., told=...)`, as `in_own_process` does."""
 
 
 class RunFailed(RuntimeError):
     """A run came to an end without a result; what was complete before stays."""
 
 
-def in_own_process(
-    conditions: Conditions, run: Run, folder: Path, *, side_by_side: int, watch: Callable[[dict[str, Any]], None]
-) -> None:
+def in_own_process(conditions: Conditions, run: Run, folder: Path, *, side_by_side: int, told: Told) -> None:
     """Carry out a run in a process of its own; what it says of errors stays beside the run's folder if it fails.
 
     Args:
@@ -63,7 +45,7 @@ def in_own_process(
         run: Which one.
         folder: Of the run.
         side_by_side: Runs that share the machine.
-        watch: Told the `share` of its rollouts and the `accuracy` now and then.
+        told: See `Told`.
 
     Raises:
         RunFailed: If it ends without a result; the last line of its errors is in the sentence.
@@ -87,7 +69,7 @@ def in_own_process(
             process.stdin.write(specification(conditions, run, folder, side_by_side=side_by_side))
             process.stdin.close()
             for line in process.stdout:
-                watch(json.loads(line))
+                told(*json.loads(line))
             code = process.wait()
         except BaseException:
             process.kill()
@@ -112,27 +94,13 @@ class Schedule:
 
     def __init__(self, path: Path, comparison: Comparison) -> None:
         self.path, self.comparison = path, comparison
-        file = path / "comparison.json"
-        mine = {"conditions": json.loads(json.dumps(asdict(comparison.conditions)))}
-        if file.is_file():
-            theirs = json.loads(file.read_text())
-            for name in mine["conditions"] | theirs["conditions"]:
-                ours, there = mine["conditions"].get(name), theirs["conditions"].get(name)
-                if ours != there:
-                    raise ValueError(
-                        f"{path} holds a comparison with {name} {there!r}, and not {ours!r}: give another --output"
-                    )
-        elif path.exists() and (path.is_file() or any(path.iterdir())):
-            raise FileExistsError(f"{path} already holds something that is no comparison: give another --output")
-        path.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(mine, indent=2) + "\n")
+        claim(path, asdict(comparison.conditions), what="comparison", file="comparison.json")
         self._lock = threading.Lock()
-        self._took: list[float] = []
 
     def summary(self, run: Run) -> dict[str, Any] | None:
         """Of a complete run; None of any other."""
-        file = self._folder(run).summary
-        return json.loads(file.read_text()) if file.is_file() else None
+        folder = self._folder(run)
+        return folder.read_summary() if folder.summary.is_file() else None
 
     def lines(self, run: Run) -> list[dict[str, Any]]:
         """The metrics of a run."""
@@ -145,7 +113,7 @@ class Schedule:
             chosen = self.learning_rates()
         except LookupError:
             chosen = dict.fromkeys(comparison.arms, 0.0)  # as many runs as there will be, at rates not known yet
-        tried = [run for arm in comparison.arms for rate in self._grid() for run in comparison.tuning_runs(arm, rate)]
+        tried = [run for arm in comparison.arms for rate in self._grid for run in comparison.tuning_runs(arm, rate)]
         return [run for run in tried + comparison.compared_runs(chosen) if self.summary(run) is None]
 
     def scores(self, arm: str) -> dict[float, float]:
@@ -165,43 +133,41 @@ class Schedule:
         Raises:
             LookupError: If some have still to be tried.
         """
-        if not self.comparison.num_tuning_seeds:
+        if not self._grid:
             return dict.fromkeys(self.comparison.arms, self.comparison.learning_rates[0])
         chosen = {}
         for arm in self.comparison.arms:
             scores = self.scores(arm)
-            if next_learning_rate(scores, self._grid()) is not None:
+            if next_learning_rate(scores, self._grid) is not None:
                 raise LookupError(f"learning rates of {arm} have still to be tried")
             chosen[arm] = best_learning_rate(scores)
         return chosen
 
-    def carry_out(self, *, jobs: int = 1, watch: Watch = lambda said: None, carry: Carry = in_own_process) -> None:
+    def carry_out(self, *, jobs: int = 1, watch: Watch = silent, carry: Carry = in_own_process) -> None:
         """Carry out every run that is missing.
 
         Args:
             jobs: Runs side by side; they slow each other down, and their times with them.
-            watch: Told how the runs go.
+            watch: Told how a run goes, and how many are complete of how many at least.
             carry: How a run is carried out.
 
         Raises:
             RunFailed: If a run ends without a result; others that were under way are finished first.
         """
-        if self.comparison.num_tuning_seeds:
-            while wanted := self._rates_to_try():
-                self._all(
-                    [run for arm, rate in wanted for run in self.comparison.tuning_runs(arm, rate)], jobs, watch, carry
-                )
-        chosen = self.learning_rates()
-        self._all(self.comparison.compared_runs(chosen), jobs, watch, carry)
+        while wanted := self._rates_to_try():
+            self._all(
+                [run for arm, rate in wanted for run in self.comparison.tuning_runs(arm, rate)], jobs, watch, carry
+            )
+        self._all(self.comparison.compared_runs(self.learning_rates()), jobs, watch, carry)
 
     def _rates_to_try(self) -> list[tuple[str, float]]:
         """For each arm the rates of the grid at first, then one rate at a time while the grid is to be widened."""
         wanted: list[tuple[str, float]] = []
-        for arm in self.comparison.arms:
+        for arm in self.comparison.arms if self._grid else ():
             scores = self.scores(arm)
-            rate = next_learning_rate(scores, self._grid())
-            if rate in self._grid():
-                wanted += [(arm, each) for each in self._grid() if each not in scores]
+            rate = next_learning_rate(scores, self._grid)
+            if rate in self._grid:
+                wanted += [(arm, each) for each in self._grid if each not in scores]
             elif rate is not None:
                 wanted.append((arm, rate))
         return wanted
@@ -218,39 +184,46 @@ class Schedule:
                 raise
 
     def _one(self, run: Run, jobs: int, watch: Watch, carry: Carry) -> None:
-        began = time.monotonic()
-
-        def tell(said: Mapping[str, Any], *, finished: bool = False) -> None:
-            left = self.missing()
-            ahead = len(left) - (said["share"] if run in left else 0)
+        def tell(share: float, accuracy: float | None, *, final: str = "") -> None:
             with self._lock:
-                took = list(self._took)
-            watch(
-                RunProgress(
-                    run,
-                    said["share"],
-                    said["accuracy"],
-                    finished=finished,
-                    done=self._num_complete(),
-                    least=self._num_complete() + len(left),
-                    seconds_left=ahead * sum(took) / len(took) / jobs if took else None,
-                )
-            )
+                done, missing = len(list((self.path / "runs").rglob("summary.json"))), self.missing()
+                shown = math.nan if accuracy is None else accuracy
+                part = share if run in missing else 0.0
+                watch(f"{run.name}: {final}held-out {shown:.2f}", done + part, done + len(missing))
 
-        carry(self.comparison.conditions, run, self._folder(run).path, side_by_side=jobs, watch=tell)
+        carry(self.comparison.conditions, run, self._folder(run).path, side_by_side=jobs, told=tell)
         summary = self.summary(run)
         if summary is None:
             raise RunFailed(f"run {run.name} left no summary in {self._folder(run).path}")
-        with self._lock:
-            self._took.append(time.monotonic() - began)
-        final = summary["final_accuracy"]
-        tell({"share": 1.0, "accuracy": math.nan if final is None else final}, finished=True)
+        tell(1.0, summary["final_accuracy"], final="complete, final ")
 
-    def _num_complete(self) -> int:
-        return len(list((self.path / "runs").rglob("summary.json")))
-
+    @property
     def _grid(self) -> tuple[float, ...]:
         return self.comparison.learning_rates if self.comparison.num_tuning_seeds else ()
 
     def _folder(self, run: Run) -> RunDirectory:
         return RunDirectory(self.path / "runs" / run.name)
+
+
+def best_learning_rate(scores: Mapping[float, float]) -> float:
+    """The rate with the highest score, of equal ones the lower; NaN is the worst."""
+    return max(sorted(scores), key=lambda rate: -math.inf if math.isnan(scores[rate]) else scores[rate])
+
+
+def next_learning_rate(scores: Mapping[float, float], grid: Sequence[float]) -> float | None:
+    """One more rate to try: of the grid, else beyond the edge at which the best one lies; None where it lies inside.
+
+    Args:
+        scores: Of the rates that were tried.
+        grid: Rising; its outermost ratios are kept beyond it, rounded to one digit.
+    """
+    untried = [rate for rate in grid if not any(math.isclose(rate, tried) for tried in scores)]
+    if untried:
+        return untried[0]
+    best = best_learning_rate(scores)
+    above, below = (sum(map(beyond, scores)) for beyond in (grid[-1].__lt__, grid[0].__gt__))
+    if best == max(scores) and above < MOST_WIDENINGS:
+        return float(f"{best * grid[-1] / grid[-2]:.0e}")
+    if best == min(scores) and below < MOST_WIDENINGS:
+        return float(f"{best * grid[0] / grid[1]:.0e}")
+    return None

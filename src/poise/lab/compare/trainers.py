@@ -1,13 +1,11 @@
-"""How does each arm train, with everything that it samples counted?
+"""The trainers of the arms, with everything that they sample counted.
 
-The rule: generation is TRL's own in every arm, refills included, and every rollout that was sampled counts, whether it
-is trained on or not. A baseline beyond `poise.OnlineBaseline` stands in its place in `PoiseTrainer`; the engine knows
-nothing of it.
+Generation is TRL's own in every arm, refills included, and every rollout that was sampled counts, whether it is trained
+on or not.
 
 Dimensions: G rollouts of a prompt.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +16,16 @@ from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
 from poise.engines.trl import PoiseTrainer
-from poise.lab.compare.arms import MOST_DRAWS, Arm
+from poise.lab.compare.arms import Arm
 from poise.lab.compare.critic_baseline import CriticBaseline
 
 NO_ADVANTAGE = 1e-6
 """Advantages smaller than that are none."""
+MOST_DRAWS = 10
+"""Generation batches that dynamic sampling draws for one step; then groups without a signal fill what is missing."""
+
+Group = tuple[list[dict[str, Any]], Any, Tensor]
+"""The rows, completions and rewards of one prompt's rollouts."""
 
 
 @dataclass
@@ -108,9 +111,7 @@ class CriticTrainer(PresetTrainer):
 
     def _advantages(self, inputs: list[dict[str, Any]], scored: dict[str, Any], *rest: Any) -> Tensor:
         """The engine's, after the critic has been shown the tokens."""
-        self.critic.read(
-            scored["prompt_ids"], scored["prompt_mask"], scored["completion_ids"], scored["completion_mask"]
-        )
+        self.critic.read(scored["prompt_ids"], scored["prompt_mask"])
         return super()._advantages(inputs, scored, *rest)
 
 
@@ -120,19 +121,10 @@ class DynamicSamplingTrainer(Tallied):
     Prompts come from the data set in its order. A step samples one generation batch, keeps the groups whose rewards
     differ, and samples again until there are as many as the step trains on; what is left over is dropped, as in the
     authors' code. Only then does TRL score the batch: forward passes over dropped rollouts are not made.
-
-    Args:
-        whole_refills: Whether every refill is a whole generation batch; otherwise as many prompts as are missing, over
-            the share of groups kept so far.
-
-    Attributes:
-        resampling: Whether groups without a signal are replaced. False keeps them, for measuring.
     """
 
-    def __init__(self, *positional: Any, whole_refills: bool, **named: Any) -> None:
+    def __init__(self, *positional: Any, **named: Any) -> None:
         super().__init__(*positional, **named)
-        self.resampling = True
-        self._whole_refills = whole_refills
         self._next_prompt = 0
         self._kept: tuple[Any, Tensor] | None = None
 
@@ -148,7 +140,7 @@ class DynamicSamplingTrainer(Tallied):
         return self._kept[1]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if not (self.model.training and self.resampling):
+        if not self.model.training:
             return super()._generate_and_score_completions(inputs)
         rows, generated, rewards = self._mixed_groups(len(inputs) // self.num_generations)
         self._kept = (generated, rewards)
@@ -159,18 +151,12 @@ class DynamicSamplingTrainer(Tallied):
 
     def _mixed_groups(self, wanted: int) -> tuple[list[dict[str, Any]], Any, Tensor]:
         """Rows, completions and rewards of `wanted` groups."""
-        kept: list[tuple[list[dict[str, Any]], Any, Tensor]] = []
-        spare: list[tuple[list[dict[str, Any]], Any, Tensor]] = []
-        drawn = 0
-        for draw in range(MOST_DRAWS):
-            missing = wanted - len(kept)
-            if not missing:
+        kept: list[Group] = []
+        spare: list[Group] = []
+        for _ in range(MOST_DRAWS):
+            if len(kept) == wanted:
                 break
-            num = wanted
-            if draw and not self._whole_refills:
-                num = min(wanted, math.ceil(missing * drawn / max(1, len(kept))))
-            drawn += num
-            for group in self._sampled_groups(num):
+            for group in self._sampled_groups(wanted):
                 (kept if len(kept) < wanted and self._is_mixed(group[2]) else spare).append(group)
         if len(kept) < wanted:
             self.tally.unfilled_steps += 1
@@ -183,7 +169,7 @@ class DynamicSamplingTrainer(Tallied):
         joined = tuple(_joined([part[place] for part in parts]) for place in range(len(parts[0])))
         return [row for group in kept for row in group[0]], joined, torch.cat([group[2] for group in kept])
 
-    def _sampled_groups(self, num: int) -> list[tuple[list[dict[str, Any]], Any, Tensor]]:
+    def _sampled_groups(self, num: int) -> list[Group]:
         """The next prompts of the data set, each as rows, completions and rewards of its group."""
         size = self.num_generations
         places = [(self._next_prompt + k) % len(self.train_dataset) for k in range(num)]
@@ -218,8 +204,8 @@ def arm_trainer(arm: Arm, model: Any, reward_functions: Any, config: GRPOConfig,
     if arm.trainer == "group":
         return GroupTrainer(model, reward_functions, config, **named)
     if arm.trainer == "dynamic":
-        return DynamicSamplingTrainer(model, reward_functions, config, whole_refills=arm.whole_refills, **named)
+        return DynamicSamplingTrainer(model, reward_functions, config, **named)
     if arm.trainer == "critic":
-        critic = CriticBaseline(model, reads=arm.critic_reads, seed=config.seed)
+        critic = CriticBaseline(model, seed=config.seed)
         return CriticTrainer(model, reward_functions, config, critic=critic, **named)
     return PresetTrainer(model, reward_functions, config, **named)

@@ -4,24 +4,24 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp, ttest_rel
+from scipy.stats import ttest_rel
 
-from poise.lab.compare.analysis import (
+from poise.evaluate.statistics import (
     Interval,
     Reach,
+    bootstrap_interval,
     common_horizon,
     first_reach,
     mean_interval,
     median_reach,
     noise_floor,
-    paired_difference,
-    ratio_of_sums,
+    quantile_bins,
     ratio_verdict,
     reach_ratio,
     restricted_mean,
+    simplest_within_one_error,
     smoothed,
     survival,
-    value_at,
     verdict,
 )
 
@@ -46,17 +46,6 @@ def test_a_target_is_reached_by_the_first_mean_of_three_that_is_as_high():
 def test_a_run_reaches_its_own_final_accuracy():
     accuracies = [0.1, 0.7 / 3, 0.2 + 1e-17, 0.3, 0.1 + 0.2]
     assert first_reach([0.0, 1.0, 2.0, 3.0, 4.0], accuracies, smoothed(accuracies)[-1]).reached
-
-
-def test_survival_is_kaplan_and_meiers():
-    # Five runs: reached at 2, censored at 3, reached at 4 and 4, censored at 5.
-    # At 2: 5 at risk, S = 4/5. At 4: 3 at risk, 2 reach, S = 4/5 * 1/3 = 4/15.
-    runs = reached(2, 4, 4) + censored(3, 5)
-    assert survival(runs) == [(0.0, 1.0), (2, pytest.approx(4 / 5)), (4, pytest.approx(4 / 15))]
-    # Up to 5: 2 * 1 + 2 * 4/5 + 1 * 4/15; up to 3 the run that is censored there counts whole.
-    assert restricted_mean(runs, 5.0) == pytest.approx(2 + 8 / 5 + 4 / 15)
-    assert restricted_mean(runs, 3.0) == pytest.approx(2 + 4 / 5)
-    assert median_reach(runs) == 4
 
 
 def test_dropping_censored_runs_would_flatter_an_arm():
@@ -84,22 +73,6 @@ def test_two_arms_are_followed_as_long_as_both_are_known():
     assert common_horizon(reached(2) + censored(2), reached(1)) == 2  # at a tie the censored one was at risk longer
 
 
-def test_intervals_are_students():
-    ours, theirs = [0.5, 0.62, 0.58, 0.6], [0.4, 0.55, 0.57, 0.5]
-    found = paired_difference(ours, theirs)
-    expected = ttest_rel(ours, theirs).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    expected = ttest_1samp(ours, 0).confidence_interval(0.95)
-    assert (mean_interval(ours).low, mean_interval(ours).high) == pytest.approx((expected.low, expected.high))
-
-
-def test_pairing_narrows_an_interval_where_seeds_matter():
-    ours, theirs = [0.35, 0.56, 0.75, 0.94], [0.3, 0.5, 0.7, 0.9]
-    assert paired_difference(ours, theirs).excludes(0.0)
-    mixed_up = [theirs[k] for k in (2, 0, 3, 1)]  # the control
-    assert not paired_difference(ours, mixed_up).excludes(0.0)
-
-
 def test_a_ratio_of_times_is_of_restricted_means_with_seeds_paired():
     ours, theirs = reached(1, 2, 3, 4), reached(2, 4, 6, 8)
     found = reach_ratio(ours, theirs, 8.0)
@@ -118,12 +91,6 @@ def test_the_interval_of_a_ratio_covers_it():
         found = reach_ratio(reached(*ours), reached(*theirs), 1e9)
         covered += found.low <= 0.6 <= found.high
     assert 0.91 < covered / 400 < 0.98
-
-
-def test_noise_to_signal_is_a_ratio_of_sums_and_not_a_mean_of_ratios():
-    ours, theirs = [(4.0, 1.0), (2.0, 2.0)], [(3.0, 1.0), (3.0, 0.5)]
-    assert ratio_of_sums(ours, theirs).value == pytest.approx((6 / 3) / (6 / 1.5))
-    assert math.isnan(ratio_of_sums([(4.0, -1.0), (2.0, 0.5)], theirs).value)
 
 
 def test_the_noise_floor_holds_identical_arms_apart_as_often_as_it_says():
@@ -148,10 +115,6 @@ def test_no_winner_is_named_inside_the_noise():
     assert ratio_verdict(Interval(0.5, 0.2, 1.1), twins) == "within noise"
 
 
-def test_accuracy_at_a_time_lies_between_means_of_three():
-    assert value_at([0.0, 1.0, 2.0, 3.0], [0.0, 0.3, 0.6, 0.9], 2.5) == pytest.approx((0.3 + 0.6) / 2)
-
-
 @pytest.mark.parametrize("asked", [lambda: mean_interval([0.5]), lambda: noise_floor([0.1])])
 def test_one_seed_has_no_interval(asked):
     with pytest.raises(ValueError, match="2 seeds or more, got 1"):
@@ -161,5 +124,61 @@ def test_one_seed_has_no_interval(asked):
 def test_arms_with_other_numbers_of_seeds_are_not_paired():
     with pytest.raises(ValueError, match="got 3 and 2"):
         reach_ratio(reached(1, 2, 3), reached(1, 2), 5.0)
-    with pytest.raises(ValueError, match="argument 2 is shorter"):
-        paired_difference([1.0, 2.0, 3.0], [1.0, 2.0])
+
+
+def test_survival_is_kaplan_and_meiers():
+    # Five runs: reached at 2, censored at 3, reached at 4 and 4, censored at 5.
+    # At 2: 5 at risk, S = 4/5. At 4: 3 at risk, 2 reach, S = 4/5 * 1/3 = 4/15.
+    runs = reached(2, 4, 4) + censored(3, 5)
+    steps = [(0, 1), (2, 4 / 5), (3, 4 / 5), (4, 4 / 15), (5, 4 / 15)]
+    assert survival(runs) == [pytest.approx(step) for step in steps]
+    # Up to 5: 2 * 1 + 2 * 4/5 + 1 * 4/15; up to 3 the run that is censored there counts whole.
+    assert restricted_mean(runs, 5.0) == pytest.approx(2 + 8 / 5 + 4 / 15)
+    assert restricted_mean(runs, 3.0) == pytest.approx(2 + 4 / 5)
+    assert restricted_mean(censored(3, 3), 3.0) == 3.0
+    assert median_reach(runs) == 4
+
+
+def test_intervals_are_students_and_those_of_differences_paired():
+    ours, theirs = np.array([0.5, 0.62, 0.58, 0.6]), np.array([0.4, 0.55, 0.57, 0.5])
+    expected = ttest_rel(ours, theirs).confidence_interval(0.95)
+    found = mean_interval((ours - theirs).tolist())
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert mean_interval([0.25] * 3) == Interval(0.25, 0.25, 0.25)
+
+
+def test_a_bootstrap_leaves_out_a_fortieth_on_each_side_and_covers_the_truth():
+    rng = np.random.default_rng(0)
+    hits = []
+    for _ in range(60):
+        sample = rng.normal(1.0, 1.0, 50)
+        low, high = bootstrap_interval(lambda rows: sample[rows].mean(), 50, resamples=60, seed=0)  # noqa: B023
+        hits.append(low <= 1.0 <= high)
+    assert np.mean(hits) > 0.8
+    drawn = []
+    bootstrap_interval(lambda rows: drawn.append(rows) or 0.0, 9, resamples=4, seed=1)
+    bootstrap_interval(lambda rows: drawn.append(rows) or 0.0, 9, resamples=4, seed=1)
+    assert all(np.array_equal(a, b) for a, b in zip(drawn[:4], drawn[4:], strict=True))
+    assert not np.array_equal(drawn[0], drawn[1])
+    numbers = iter([*range(41), math.nan])  # what is not defined is left out
+    assert bootstrap_interval(lambda rows: next(numbers), 3, resamples=42, seed=0) == pytest.approx((1.0, 39.0))
+    assert all(map(math.isnan, bootstrap_interval(lambda rows: math.nan, 3, resamples=4, seed=0)))
+
+
+def test_bins_hold_equally_many_values_and_never_part_equal_ones():
+    assert [bin.tolist() for bin in quantile_bins(np.arange(6.0)[::-1], 3)] == [[4, 5], [2, 3], [0, 1]]
+    values = np.array([0.5] * 7 + [0.1, 0.9, 0.9])
+    bins = quantile_bins(values)
+    assert sorted(np.concatenate(bins).tolist()) == list(range(10))
+    assert [set(values[each]) for each in bins] == [{0.1}, {0.5}, {0.9}]
+
+
+def test_the_simplest_choice_within_one_standard_error_is_taken():
+    lowest, spread = np.zeros(100), np.tile([0.1, -0.1], 50)
+    error = 0.1 * math.sqrt(100 / 99) / 10  # of the mean of the differences
+    near, far = spread + 0.9 * error, spread + 1.1 * error
+    assert simplest_within_one_error({"far": far, "near": near, "lowest": lowest}) == "near"
+    assert simplest_within_one_error({"lowest": lowest, "near": near}) == "lowest"
+    # Prompts differ far more than choices do; a choice that is worse on each of them is worse.
+    hard = np.random.default_rng(0).random(200)
+    assert simplest_within_one_error({"worse": hard + 0.001, "better": hard}) == "better"
