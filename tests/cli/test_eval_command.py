@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 
 import pyarrow
 import pyarrow.parquet
@@ -295,7 +296,7 @@ def test_command_measures_goes_on_and_refuses_another_configuration(tmp_path):
     done = command(*given)
     assert done.exit_code == 0, done.output
     assert "6 problems, 2 completions each; temperature 1, at most 64 tokens, seed 1." in done.output
-    assert "| all | 6 | 0." in done.output
+    assert re.search(r"^\| all +\| +6 \| 0\.", done.output, flags=re.MULTILINE)
     before = contents(path)
     (path / "completions" / "batch-000002.parquet").unlink()
     (path / "results.json").unlink()

@@ -18,6 +18,7 @@ from poise.doctor.checks import (
     sampling_finding,
     temperature_finding,
     thinking_finding,
+    trainable_finding,
     update_finding,
     versions_finding,
 )
@@ -41,28 +42,45 @@ GIB = 2**30
         (sampling_finding(NEUTRAL, {}), "ok", "the distribution that is trained on"),
         (sampling_finding(NEUTRAL, {"repetition_penalty": 1.1}), "ok", ""),  # the run's own option wins
         (sampling_finding(NEUTRAL | {"repetition_penalty": 1.1}, {}), "fail", "repetition_penalty is 1.1"),
-        (sampling_finding(NEUTRAL, {"no_repeat_ngram_size": 3}), "fail", "no_repeat_ngram_size is 3"),
-        (sampling_finding(NEUTRAL, {"suppress_tokens": [5]}), "fail", "suppress_tokens is [5]"),
-        (sampling_finding(NEUTRAL | {"top_p": 0.9}, {}), "warn", "set top_p to 1.0"),
-        (sampling_finding(NEUTRAL | {"top_k": 20}, {}), "warn", "set top_k to 0"),
-        (sampling_finding(NEUTRAL | {"min_p": 0.1}, {}), "warn", "set min_p to 0.0"),
+        *(
+            (sampling_finding(NEUTRAL, {name: value}), "fail", f"{name} is {value} (neutral: ")
+            for name, value in {
+                "no_repeat_ngram_size": 3,
+                "suppress_tokens": [5],
+                "num_beams": 4,
+                "min_new_tokens": 8,
+                "min_length": 9,
+                "forced_eos_token_id": 1,
+                "guidance_scale": 2.0,
+            }.items()
+        ),
+        *(
+            (sampling_finding(NEUTRAL, {name: value}), "warn", f"{name} is {value} (neutral: ")
+            for name, value in {"min_p": 0.1, "typical_p": 0.9, "top_h": 0.4, "eta_cutoff": 0.1}.items()
+        ),
+        (sampling_finding(NEUTRAL, {"min_p": 0.1}), "warn", "from the model's generation_config.json"),
+        (sampling_finding(NEUTRAL | {"top_p": 0.9}, {}), "warn", "top_p is 0.9 (neutral: 1.0): that cuts off tokens"),
+        (sampling_finding(NEUTRAL | {"top_k": 20}, {}), "warn", "top_k is 20 (neutral: 0)"),
+        (sampling_finding(NEUTRAL | {"do_sample": False}, {"do_sample": True}), "fail", "do_sample is False"),
+        (
+            sampling_finding(NEUTRAL, {"do_sample": False}),
+            "ok",
+            "",
+        ),  # the trainer samples, whatever the model's file says
         (temperature_finding(0.7, 0.7), "ok", ""),
         (temperature_finding(0.7, 1.0), "fail", "sampled at temperature 0.7 and trained on at 1.0"),
         (temperature_finding(0.0, 0.0), "fail", "needs more than 0"),
-        (padding_finding(0, [1, 2]), "ok", ""),
-        (padding_finding(2, [1, 2]), "warn", "set another pad_token"),
-        (padding_finding(None, [1]), "fail", "has no padding token"),
+        (padding_finding(0), "ok", ""),
+        (padding_finding(None), "fail", "has no padding token"),
+        (trainable_finding(torch.nn.Linear(2, 3)), "ok", "9 of 9 parameters are trained"),
+        (trainable_finding(torch.nn.Linear(2, 3).requires_grad_(False)), "fail", "nothing in the model can be trained"),
         (thinking_finding("</think>", [7], "{{ x }}<think>"), "ok", "reasoning ends at '</think>'"),
         (thinking_finding("</think>", [7], None), "ok", ""),
-        (thinking_finding("</think>", [7], "{{ x }}"), "warn", "the chat template does not know '</think>'"),
+        (thinking_finding("</think>", [7], "{{ x }}"), "ok", "the chat template does not know '</think>'"),
         (thinking_finding("</think>", [], None), "warn", "cannot spell '</think>'"),
         (thinking_finding(None, [], "{{ x }}"), "ok", ""),
-        (cache_finding(gradient_checkpointing=True, use_cache=True), "ok", ""),
-        (
-            cache_finding(gradient_checkpointing=True, use_cache=False),
-            "warn",
-            "gradient checkpointing has turned it off",
-        ),
+        (cache_finding(use_cache=True), "ok", ""),
+        (cache_finding(use_cache=False), "warn", "does not keep keys and values"),
         (update_finding(BF16.float(), 1e-6), "ok", "float32"),
         (update_finding(BF16, 1e-2), "ok", "changes 100% of the weights"),
         (update_finding(BF16, 1e-6), "fail", "changes 0% of the weights, which are bf16: keep them in float32"),

@@ -5,8 +5,15 @@ import math
 import pytest
 import torch
 
-from poise.evaluate import HeldOutAccuracy, Sampling, accuracy_of_rewards, sampled_completions
+from poise.evaluate import (
+    HeldOutAccuracy,
+    Sampling,
+    accuracy_of_rewards,
+    measured_completions,
+    sampled_completions,
+)
 from poise.models.embedded import load_embedded_model
+from poise.models.generation import completion_ends
 from poise.tasks.embedded import is_correct, problems
 
 
@@ -81,3 +88,48 @@ def test_embedded_policy_is_right_sometimes(policy):
     completions = sampled_completions(model, tokenizer, [each.prompt for each in asked], sampling=Sampling(64), seed=1)
     right = [is_correct(completion, each.answer) for completion, each in zip(completions, asked, strict=True)]
     assert 0.15 < sum(right) / len(right) < 0.6
+
+
+OWN_SETTINGS = {
+    "num_beams": 2,
+    "no_repeat_ngram_size": 2,
+    "bad_words_ids": [[5]],
+    "suppress_tokens": [6, 7],
+    "min_new_tokens": 30,
+    "forced_eos_token_id": 1,
+    "min_p": 0.9,
+    "top_h": 0.1,
+    "typical_p": 0.2,
+    "eta_cutoff": 0.5,
+    "repetition_penalty": 2.0,
+}
+"""Each of them changes what is sampled, where it is obeyed."""
+
+
+def test_a_completion_ends_at_the_first_of_all_ends_and_nothing_else_of_the_model_is_obeyed():
+    model, tokenizer = load_embedded_model()
+    prompts = [each.prompt for each in problems(16, seed=0)]
+
+    def measured(**options):
+        sampling = Sampling(max_completion_length=40, options=options)
+        return measured_completions(model, tokenizer, prompts, sampling=sampling, seed=0)
+
+    plain = measured()
+    for name, value in OWN_SETTINGS.items():
+        setattr(model.generation_config, name, value)
+    assert measured() == plain
+    for name, value in OWN_SETTINGS.items():  # the control: as options of the run they are
+        assert measured(**{name: value}) != plain, name
+    model.generation_config.eos_token_id = [1, 4]  # 4 is </think>
+    assert completion_ends(model, tokenizer) == [1, 4]
+    of_model = measured()
+    assert model.generation_config.num_beams == 2
+    for whole, cut in zip(plain, of_model, strict=True):
+        place = whole.token_ids.index(4) + 1 if 4 in whole.token_ids else None
+        assert cut.token_ids == whole.token_ids[:place]
+        assert cut.num_tokens == len(cut.token_ids)
+        assert cut.truncated == (place is None and whole.truncated)
+    assert any(4 in each.token_ids for each in plain)
+    model.generation_config.eos_token_id = 1
+    assert measured(eos_token_id=4) == of_model
+    assert completion_ends(model, tokenizer, {"eos_token_id": [4, 1]}) == [1, 4]

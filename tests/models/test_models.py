@@ -3,14 +3,20 @@
 import importlib.util
 import json
 import shutil
+import warnings
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 
 from poise.models.embedded import embedded_model_path, load_embedded_model
-from poise.models.named import check_model_name, named_model, named_tokenizer, smollm2_file
+from poise.models.named import check_model_name, check_trainable, named_model, named_tokenizer, smollm2_file
+from poise.storage.run_directory import RunDirectory
+from poise.train.config import run_settings
+from poise.train.run import TrainingRun
 
 
 def test_embedded_is_the_model_of_the_package_in_float32():
@@ -68,6 +74,67 @@ def folder_with_tokenizer(tmp_path: Path, *without: str) -> str:
     settings |= dict.fromkeys(without)
     path.write_text(json.dumps(settings))
     return str(folder)
+
+
+OF_HOSTS = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:.*pin_memory.*:UserWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a LoRA adapter of the embedded model, and no tokenizer."""
+    folder = tmp_path_factory.mktemp("adapter")
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the host, of its own attributes
+        model = get_peft_model(named_model("embedded"), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 0.01)
+    model.save_pretrained(folder)
+    return folder
+
+
+@OF_HOSTS
+def test_a_folder_with_an_adapter_is_that_adapter_ready_to_be_trained(adapter: Path, tmp_path: Path):
+    model = named_model(str(adapter))
+    trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    assert len(trained) == 16
+    assert all("lora_" in name for name in trained)
+    assert all((each == 0.01).all() for name, each in trained.items() if "lora_B" in name)
+    assert named_tokenizer(str(adapter)).eos_token_id == named_tokenizer("embedded").eos_token_id
+    check_trainable(model)
+    with pytest.raises(ValueError, match="nothing in the model can be trained: all of its parameters are frozen"):
+        check_trainable(model.requires_grad_(False))
+    shutil.copytree(adapter, tmp_path / "moved")
+    settings = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": "no/base"}
+    (tmp_path / "moved" / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="'no/base' cannot be loaded"):
+        named_model(str(tmp_path / "moved"))
+
+
+@OF_HOSTS
+def test_a_run_goes_on_with_an_adapter_and_is_resumed_to_the_same_weights(adapter: Path, tmp_path: Path):
+    given = {"model": str(adapter), "steps": 4, "eval_prompts": 4, "families": "sum", "save_steps": 2}
+    settings = run_settings(given | {"per_device_train_batch_size": 4, "learning_rate": 1e-2})
+
+    def run(name: str) -> TrainingRun:
+        return TrainingRun(settings, RunDirectory(tmp_path / name))
+
+    def weights(name: str) -> dict[str, torch.Tensor]:
+        return load_file(tmp_path / name / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors")
+
+    run("whole").train()
+    seen: list[int] = []
+    run("parts").train(watch=lambda progress: seen.append(progress.step), stop=lambda: seen[-1] >= 1)
+    resumed = run("parts")
+    assert resumed.checkpoint is not None
+    resumed.train()
+    before = load_file(adapter / "adapter_model.safetensors")
+    for name, tensor in weights("whole").items():
+        assert torch.equal(tensor, weights("parts")[name]), name
+        assert not torch.equal(tensor, before[name]), name
 
 
 def test_a_tokenizer_without_an_end_is_one_sentence(tmp_path: Path):

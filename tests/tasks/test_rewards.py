@@ -1,6 +1,7 @@
 """Verifiers say right, wrong or nothing; workers are killed and replaced; a user's reward functions are tried first."""
 
 import asyncio
+import importlib
 import json
 import math
 import os
@@ -438,6 +439,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             def few(completions, **columns): return [1.0]
             def words(completions, **columns): return ["good"] * len(completions)
             def mapping(completions, **columns): return {text: 1.0 for text in completions}
+            kept = []
+            def keeps(completions, **columns): kept.append(columns); return [1.0] * len(completions)
             def needs(completions, solution, **columns): return [1.0] * len(completions)
             def fails(completions, **columns): raise KeyError("tests")
             def infinite(completions, **columns): return [None, float("inf")]
@@ -609,14 +612,31 @@ def test_what_is_measured_is_whether_answers_are_right_whatever_is_rewarded(modu
     assert found == [2.0, 1.0, 1.0]
 
 
-def test_columns_of_a_data_set_reach_the_reward_functions(module: str, tmp_path: Path):
-    (tmp_path / "own.jsonl").write_text(
-        "\n".join(f'{{"prompt": "say {n}", "answer": "{n}", "solution": "s{n}", "level": {n}}}' for n in range(30))
-    )
-    task = GradedTask("own.jsonl", tokenizer=named_tokenizer("embedded"), rewards=[f"{module}:needs"])
-    row = task.training_data(5, seed=0)[0]
-    assert row["solution"] == f"s{row['answer']}"
-    assert row["level"] == int(row["answer"])
+def test_a_reward_function_gets_the_same_row_in_training_and_in_measuring(module: str, tmp_path: Path):
+    rows = [{"prompt": f"say {n}", "solution": f"s{n}", "level": 7 if n % 2 else 2.5} for n in range(30)]
+    for n, row in enumerate(rows):
+        row |= {"mixed": n if n % 3 else "text", "nested": {"a": n} if n % 2 else {"b": [n]}}
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = GradedTask("own.jsonl", tokenizer=named_tokenizer("embedded"), rewards=[f"{module}:keeps"])
+    kept = importlib.import_module(module).kept
+    wanted = {row["prompt"]: {name: row[name] for name in ("solution", "level", "mixed", "nested")} for row in rows}
+
+    def check(num: int) -> None:
+        (columns,) = kept
+        kept.clear()
+        for place, prompt in enumerate(columns["prompts"]):
+            found = {name: columns[name][place] for name in wanted[prompt]}
+            assert repr(found) == repr(wanted[prompt])  # 7 is not 7.0
+        assert len(columns["prompts"]) == num
+
+    kept.clear()
+    batch = task.training_data(9, seed=0)
+    columns = {name: list(batch[name]) for name in batch.column_names if name != "prompt"}
+    task.reward_functions[0](completions=["x"] * len(batch), prompts=list(batch["prompt"]), **columns)
+    check(len(batch))
+    held_out = task.held_out(3)
+    task._weighted_rewards(["x"] * len(held_out), held_out)
+    check(len(held_out))
 
 
 # A whole run.

@@ -1,6 +1,6 @@
-"""`poise doctor`: what is wrong with a run, before it begins or while it goes on?
+"""`poise doctor`: what is wrong with a run, before it begins or while it goes on.
 
-The rule: a table with one sentence a check; exit code 1 if one fails, 2 if the run could not begin at all.
+It prints a table with one sentence a check; exit code 1 if one fails, 2 if the run could not begin at all.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""`poise eval`: how good is a model on a task?
+"""`poise eval`: how good a model is on a task.
 
-The rule: what is drawn is kept as it comes, and the same command goes on. What is wrong with the input is one sentence
+What is drawn is kept as it comes, and the same command goes on. What is wrong with the input is one sentence
 and exit code 2.
 """
 
@@ -100,6 +100,7 @@ def _evaluated(task: str, model: str, *, output: Path | None, split: str, **opti
         weights_fingerprint,
     )
     from poise.evaluate.sampling import SampledCompletion, measured_completions
+    from poise.models.generation import changing_options, completion_ends
     from poise.models.named import named_model, named_tokenizer
     from poise.rewards import Grader
     from poise.tasks.embedded import THINK
@@ -123,6 +124,7 @@ def _evaluated(task: str, model: str, *, output: Path | None, split: str, **opti
         task=task,
         problems=problems_fingerprint(problems, prompts),
         num_prompts=len(problems),
+        ends=completion_ends(policy, tokenizer),
         max_completion_length=(64 if task.startswith("embedded") else 2048) if length is None else length,
         **{name: options[name] for name in ("k", "temperature", "top_p", "top_k", "seed", "batch_size")},
     )
@@ -130,6 +132,9 @@ def _evaluated(task: str, model: str, *, output: Path | None, split: str, **opti
     evaluation = Evaluation(folder, settings=settings, problems=problems, prompts=prompts)
     if len(problems) < wanted:
         print_note(f"the task has {len(problems)} problems, not {wanted}")
+    if own := changing_options({}, policy.generation_config.to_dict()):
+        told = ", ".join(f"{name} {value}" for name, value in own.items())
+        print_note(f"the model's generation_config.json asks for {told}, which is not obeyed: options here decide")
     policy = policy.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     def complete(texts: list[str], *, seed: int) -> list[SampledCompletion]:

@@ -1,4 +1,4 @@
-"""Which settings were given, in a file and on the command line?"""
+"""Settings given in a file and on the command line."""
 
 from collections.abc import Mapping
 from pathlib import Path

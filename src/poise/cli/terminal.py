@@ -1,6 +1,6 @@
-"""What do all commands share on the terminal?
+"""The terminal, as all commands use it.
 
-The rule: standard output is for people and stays readable in a log file. Hosts are silent; poise's warnings are notes.
+Standard output is for people and stays readable in a log file. Hosts are silent; poise's warnings are notes.
 """
 
 import logging

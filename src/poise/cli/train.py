@@ -1,6 +1,6 @@
-"""`poise train`: which run is asked for, and how does it end?
+"""`poise train`: the run that is asked for, and how it ends.
 
-The rule: what is wrong with the input is one sentence and exit code 2, a disk that cannot be written to is one and exit
+What is wrong with the input is one sentence and exit code 2, a disk that cannot be written to is one and exit
 code 1. Ctrl-C ends the run where it can go on exactly, with everything written. However a run ended, the same command
 goes on with it.
 """

@@ -1,5 +1,5 @@
-"""Will a run learn what it should, and does it?
+"""Checks of a run before it begins.
 
-The rule: every alarm is one sentence that says what is wrong and what to do. `checks` are pure functions of what is
-known before a run, `examination` gathers that from its settings, and `watch` reads the metrics of one that goes on.
+Every finding is one sentence that says what is wrong and what to do. `checks` are pure functions of what is known
+before a run, `examination` gathers that from its settings.
 """

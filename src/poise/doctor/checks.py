@@ -1,7 +1,7 @@
-"""What in a run's settings, model and machine would bias it, waste it or end it?
+"""Checks of a run's settings, model and machine for what would bias it, waste it or end it.
 
-The rule: a check is a pure function of plain values, so that it can be seen to fire and not to fire. "fail" is what
-makes a run wrong, "warn" what makes it worse.
+A check is a pure function, so that it can be seen to fire and not to fire. "fail" is what makes a run wrong, "warn"
+what makes it worse.
 """
 
 import math
@@ -12,31 +12,15 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from packaging.requirements import Requirement
-from torch import Tensor
+from torch import Tensor, nn
+
+from poise.models.generation import CHANGING, TRUNCATING, changing_options
+from poise.models.named import NOTHING_TRAINABLE
 
 LARGEST_GAP = 0.005
 """Nats a token between sampler and trainer; from twice that on the sampler is another policy."""
 SMALLEST_SHARE_MOVED = 0.1
 """Of bf16 weights, the share that one update must be able to change."""
-
-NEUTRAL: dict[str, Any] = {
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "bad_words_ids": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "exponential_decay_length_penalty": None,
-    "sequence_bias": None,
-    "guidance_scale": 1.0,
-    "watermarking_config": None,
-}
-"""Options of sampling that change tokens' probabilities, with the values under which they do not."""
-TRUNCATING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
 
 
 @dataclass(frozen=True)
@@ -48,33 +32,37 @@ class Finding:
     sentence: str
 
 
+def trainable_finding(model: nn.Module) -> Finding:
+    """Whether there is anything to train."""
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    if not trained:
+        return Finding("trainable", "fail", NOTHING_TRAINABLE)
+    total = sum(each.numel() for each in model.parameters())
+    return Finding("trainable", "ok", f"{trained:,} of {total:,} parameters are trained")
+
+
 def sampling_finding(sampler: Mapping[str, Any], of_model: Mapping[str, Any]) -> Finding:
     """Whether completions come from another distribution than the log-probabilities that they are trained with.
 
     Args:
         sampler: Options that completions are sampled with.
-        of_model: Options in the model's own `generation_config`, which a sampler that does not set them takes over.
+        of_model: Options in the model's own `generation_config`, which fill in for those that are None.
     """
-    name = "sampling"
-    for option, neutral in NEUTRAL.items():
-        value = sampler.get(option, of_model.get(option))
-        if value not in (None, neutral):
-            return Finding(
-                name,
-                "fail",
-                f"{option} is {value}, which changes what is sampled and not what is trained on: the ratio of the two "
-                f"is biased; set it to {neutral} in the run and in the model's generation_config.json",
-            )
-    for option, neutral in TRUNCATING.items():
-        value = sampler.get(option, of_model.get(option))
-        if value not in (None, neutral):
-            return Finding(
-                name,
-                "warn",
-                f"{option} is {value}: the sampler cuts off tokens that the trainer's log-probabilities count, so that "
-                f"ratios are biased; set {option} to {neutral}",
-            )
-    return Finding(name, "ok", "completions are sampled from the distribution that is trained on")
+    found = changing_options(sampler, of_model)
+    if not found:
+        return Finding("sampling", "ok", "completions are sampled from the distribution that is trained on")
+    biased = [name for name in found if name in CHANGING]
+    told = "; ".join(
+        f"{name} is {value} (neutral: {(CHANGING | TRUNCATING)[name]}"
+        + (", from the model's generation_config.json)" if sampler.get(name) is None else ")")
+        for name, value in found.items()
+    )
+    harm = "changes what is sampled and not what is trained on" if biased else "cuts off tokens that training counts"
+    return Finding(
+        "sampling",
+        "fail" if biased else "warn",
+        f"{told}: that {harm}, and the ratio of the two is biased; set the neutral value in the run or in the file",
+    )
 
 
 def temperature_finding(sampler: float, trainer: float) -> Finding:
@@ -91,19 +79,12 @@ def temperature_finding(sampler: float, trainer: float) -> Finding:
     return Finding(name, "ok", f"temperature is {trainer} on both sides")
 
 
-def padding_finding(pad_token_id: int | None, eos_token_ids: Sequence[int]) -> Finding:
-    """Whether padding can be told from the end of a completion."""
+def padding_finding(pad_token_id: int | None) -> Finding:
+    """Whether there is a token that pads; it may be one that ends completions, which are told by their place."""
     name = "padding"
     if pad_token_id is None:
         return Finding(name, "fail", "the tokenizer has no padding token: set one that the model never samples")
-    if pad_token_id in eos_token_ids:
-        return Finding(
-            name,
-            "warn",
-            f"token {pad_token_id} both pads and ends completions, and code that masks padding may lose the end: set "
-            "another pad_token",
-        )
-    return Finding(name, "ok", "padding and end are different tokens")
+    return Finding(name, "ok", f"token {pad_token_id} pads")
 
 
 def thinking_finding(end_of_thinking: str | None, token_ids: Sequence[int], template: str | None) -> Finding:
@@ -128,21 +109,18 @@ def thinking_finding(end_of_thinking: str | None, token_ids: Sequence[int], temp
     if template is not None and end_of_thinking not in template and opening not in template:
         return Finding(
             name,
-            "warn",
-            f"the chat template does not know {end_of_thinking!r}: unless the model writes it by itself, all of a "
-            "completion is taken for reasoning; set end_of_thinking to null if that is meant",
+            "ok",
+            f"the chat template does not know {end_of_thinking!r}: a completion that does not hold it is all reasoning",
         )
     return Finding(name, "ok", f"reasoning ends at {end_of_thinking!r}")
 
 
-def cache_finding(*, gradient_checkpointing: bool, use_cache: bool) -> Finding:
+def cache_finding(*, use_cache: bool) -> Finding:
     """Whether sampling keeps keys and values."""
-    name = "cache"
     if use_cache:
-        return Finding(name, "ok", "sampling keeps keys and values")
-    reason = "gradient checkpointing has turned it off: " if gradient_checkpointing else ""
+        return Finding("cache", "ok", "sampling keeps keys and values")
     return Finding(
-        name, "warn", f"sampling does not keep keys and values and takes several times longer; {reason}set use_cache"
+        "cache", "warn", "sampling does not keep keys and values and takes several times longer: set use_cache"
     )
 
 
@@ -156,6 +134,8 @@ def update_finding(weights: Float[Tensor, " sample"], learning_rate: float) -> F
         learning_rate: At its highest.
     """
     name = "updates"
+    if not len(weights):
+        return Finding(name, "warn", "no weight is trained, and none can be looked at")
     if weights.dtype != torch.bfloat16:
         return Finding(
             name, "ok", f"weights are {str(weights.dtype).removeprefix('torch.')}, and small updates register"

@@ -1,11 +1,12 @@
-"""What do the checks say of one run, before it begins?
+"""Findings on one run before it begins.
 
-The rule: the run is put together as it would be for training, a few completions are sampled and scored as they would
-be, and nothing is trained or written. A check that cannot be made is a finding too.
+The run is put together as it would be for training, a few completions are sampled and scored as they would be, and
+nothing is trained or written. A check that cannot be made is a finding too.
 """
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from poise.doctor import checks
 from poise.doctor.checks import Finding
+from poise.engines.trl.sampler_gap import sampled_logprobs
 from poise.features.rollout_features import end_of_thinking_ids
 from poise.tasks.graded_task import GradedTask
 from poise.tasks.verifiers import FULL_MARKS
@@ -26,7 +28,7 @@ from poise.train.config import RunSettings
 from poise.train.run import policy_trainer, tokenizer_and_task
 
 GARBAGE = ("", "I do not know.", "0 1 2 3 4 5 6 7 8 9", "</think>", "<answer></answer>", "\\boxed{}")
-SAMPLED_PROMPTS, SAMPLED_TOKENS = 8, 64
+SAMPLED_PROMPTS = 8
 WEIGHTS_A_TENSOR = 1_000
 OPTIMIZER_BYTES = 8
 """Two moments of AdamW in float32, a trained weight."""
@@ -50,14 +52,15 @@ def findings(settings: RunSettings, output: Path) -> Iterator[Finding]:
         trainer = policy_trainer(settings, config, tokenizer, graded_task)
         model = trainer.accelerator.unwrap_model(trainer.model)
         sampler = dict(trainer.generation_kwargs) if not config.use_vllm else _vllm_options(config)
-        yield checks.sampling_finding(sampler, model.generation_config.to_dict())
+        own = model.generation_config.to_dict()
+        yield checks.trainable_finding(model)
+        yield checks.sampling_finding(sampler, {} if config.use_vllm else own)
         yield checks.temperature_finding(sampler["temperature"], config.temperature)
-        ends = model.generation_config.eos_token_id
-        yield checks.padding_finding(tokenizer.pad_token_id, ends if isinstance(ends, list) else [ends])
+        yield checks.padding_finding(tokenizer.pad_token_id)
         ids = end_of_thinking_ids(tokenizer, config.end_of_thinking)
         yield checks.thinking_finding(config.end_of_thinking, ids, getattr(tokenizer, "chat_template", None))
-        cached = sampler.get("use_cache", model.config.get_text_config().use_cache)
-        yield checks.cache_finding(gradient_checkpointing=config.gradient_checkpointing, use_cache=bool(cached))
+        caches = [options.get("use_cache") for options in (sampler, own)]
+        yield checks.cache_finding(use_cache=next((each for each in caches if each is not None), True))
         yield checks.update_finding(sampled_weights(model), config.learning_rate)
         if config.use_vllm:
             yield Finding(
@@ -93,42 +96,12 @@ def _reward_findings(graded_task: GradedTask) -> Iterator[Finding]:
 
 
 def sampled_weights(model: Any) -> Float[Tensor, " sample"]:
-    """Some of every trained tensor's weights, in the type that most are in."""
+    """Some of every trained tensor's weights, in the type that most are in; none where nothing is trained."""
     parts = [each.detach().flatten()[:WEIGHTS_A_TENSOR].cpu() for each in model.parameters() if each.requires_grad]
-    kind = max({part.dtype for part in parts}, key=lambda kind: sum(len(part) for part in parts if part.dtype == kind))
-    return torch.cat([part for part in parts if part.dtype == kind])
-
-
-def sampled_logprobs(trainer: Any, texts: list[str]) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-    """Log-probabilities of the same sampled tokens: as the sampler drew them, and as the trainer scores them."""
-    tokenizer, model = trainer.processing_class, trainer.accelerator.unwrap_model(trainer.model)
-    inputs = tokenizer(
-        texts,
-        return_tensors="pt",
-        padding=True,
-        padding_side="left",
-        add_special_tokens=False,
-        return_token_type_ids=False,
-    ).to(model.device)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(0)
-            options = trainer.generation_kwargs | {"max_new_tokens": min(SAMPLED_TOKENS, trainer.max_completion_length)}
-            drawn = model.generate(**inputs, **options, output_scores=True, return_dict_in_generate=True)
-            tokens = drawn.sequences[:, inputs["input_ids"].shape[1] :]
-            scores = torch.stack(drawn.scores, dim=1).float().log_softmax(dim=-1)
-            sampler = scores.gather(2, tokens[:, :, None])[:, :, 0]
-            ends = (tokens[:, :, None] == torch.tensor(trainer.eos_token_ids, device=tokens.device)).any(dim=2)
-            mask = (ends.cumsum(dim=1) - ends.long()) == 0
-            attention = torch.cat([inputs["attention_mask"], mask.long()], dim=1)
-            scored = trainer._get_per_token_logps_and_entropies(
-                trainer.model, drawn.sequences, attention, tokens.shape[1], batch_size=len(texts)
-            )[0]
-    finally:
-        model.train(was_training)
-    return sampler[mask].cpu(), scored.float()[mask].cpu()
+    sizes = Counter({part.dtype: 0 for part in parts})
+    for part in parts:
+        sizes[part.dtype] += len(part)
+    return torch.cat([part for part in parts if part.dtype == max(sizes, key=sizes.__getitem__)] or [torch.zeros(0)])
 
 
 def _machine_findings(trainer: Any, model: Any, output: Path) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
-"""How often is a policy right on problems that it was not trained on?
+"""How often a policy is right on problems that it was not trained on.
 
-The rule: completions are sampled as in training. Sampling has a random state of its own, so that measuring a policy in
+Completions are sampled as in training. Sampling has a random state of its own, so that measuring a policy in
 the middle of its training does not change what the training does.
 """
 

@@ -1,10 +1,10 @@
-"""How does an evaluation go on where it was interrupted, and end as if it had not been?
+"""An evaluation in a folder: it goes on where it was interrupted, and ends as if it had not been.
 
     config.json      what is measured; another configuration in the same folder is refused
     completions/     one parquet file a batch, graded; written whole or not at all
     results.json, results.md
 
-The rule: a batch's random state depends on the seed and on the number of the batch alone, and results are made from the
+A batch's random state depends on the seed and on the number of the batch alone, and results are made from the
 files alone. So it does not matter which sitting drew which batch.
 """
 
@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -63,6 +63,8 @@ class EvaluationSettings:
     max_completion_length: int
     seed: int
     batch_size: int
+    ends: list[int] = field(default_factory=list)
+    """Tokens that end a completion."""
 
     def __post_init__(self) -> None:
         for name in ("num_prompts", "k", "max_completion_length", "batch_size"):

@@ -1,4 +1,4 @@
-"""Which share of problems is answered right, of all and of each domain?"""
+"""The share of problems that is answered right, of all and of each domain."""
 
 import math
 from collections.abc import Sequence

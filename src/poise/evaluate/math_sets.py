@@ -1,6 +1,6 @@
-"""Which files are the math sets that papers report on?
+"""The math sets that papers report on, read from local files.
 
-The rule: a set is read from a local file of its published format (columns problem or question, and answer), found by
+A set is read from a local file of its published format (columns problem or question, and answer), found by
 the names under which it is published. Nothing is downloaded.
 """
 

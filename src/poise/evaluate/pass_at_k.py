@@ -1,6 +1,6 @@
-"""How often is one of k completions right, when n of them were drawn?
+"""The chance that one of k completions is right, estimated from n of them.
 
-The rule: every choice of k out of the n completions counts the same, so that the estimate is unbiased for whatever n;
+Every choice of k out of the n completions counts the same, so that the estimate is unbiased for whatever n;
 whole numbers are divided only once, so that nothing is lost to cancellation.
 """
 

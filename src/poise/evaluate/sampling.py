@@ -1,15 +1,22 @@
-"""What does a policy answer, without its training taking notice?"""
+"""Completions of a policy, sampled without its training taking notice."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from poise.models.generation import completion_ends, own_settings_hidden
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn; the training's own settings, so that what is measured is what is trained."""
+    """How completions are sampled.
+
+    Nothing else changes what is sampled: what the model's own generation settings say beside the tokens that end a
+    completion is not obeyed.
+    """
 
     max_completion_length: int
     """Tokens."""
@@ -19,6 +26,8 @@ class Sampling:
     """0: all tokens."""
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of `transformers.GenerationConfig`, which win over those above."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class SampledCompletion:
 
 
 def sampled_completions(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, sampling: Sampling, seed: int, batch_size: int = 256
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, sampling: Any, seed: int, batch_size: int = 256
 ) -> list[str]:
     """The text of one completion a prompt: see `measured_completions`."""
     found = measured_completions(model, tokenizer, prompts, sampling=sampling, seed=seed, batch_size=batch_size)
@@ -43,41 +52,35 @@ def sampled_completions(
 
 
 def measured_completions(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, sampling: Sampling, seed: int, batch_size: int = 256
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, sampling: Any, seed: int, batch_size: int = 256
 ) -> list[SampledCompletion]:
     """One completion a prompt, the same for the same model, prompts, seed and batch size.
 
-    Neither the random state of torch nor the mode of the model (training or evaluation) is changed.
+    A completion ends at the first of the tokens of `completion_ends`. Neither the random state of torch nor the mode
+    of the model (training or evaluation) is changed.
 
     Args:
         model: A causal language model of `transformers`.
         tokenizer: Its tokenizer; prompts are padded on the left.
         prompts: Texts.
-        sampling: How to draw.
-        seed: Of the draw.
+        sampling: A `Sampling`; or a trainer's `transformers.GenerationConfig`, and completions are sampled by it as in
+            training, the model's own settings filling in for what it leaves None.
+        seed: Of the sampling.
         batch_size: Prompts that are completed side by side.
     """
-    from transformers import GenerationConfig  # takes seconds, and only sampling needs it
-
-    drawn = GenerationConfig(
-        do_sample=True,
-        max_new_tokens=sampling.max_completion_length,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        repetition_penalty=sampling.repetition_penalty,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        use_cache=True,
-    )
+    as_given = not isinstance(sampling, Sampling)
+    ends = completion_ends(model, tokenizer, sampling.to_dict() if as_given else sampling.options)
+    drawn = sampling if as_given else _generation_config(sampling, tokenizer, ends)
     was_training = model.training
     devices = [model.device] if model.device.type == "cuda" else []
     completions: list[SampledCompletion] = []
     model.eval()
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with (
+            torch.random.fork_rng(devices=devices),
+            torch.no_grad(),
+            nullcontext() if as_given else own_settings_hidden(model),
+        ):
             torch.manual_seed(seed)
             for first in range(0, len(prompts), batch_size):
                 inputs = tokenizer(
@@ -88,14 +91,31 @@ def measured_completions(
                     return_token_type_ids=False,
                     add_special_tokens=False,
                 ).to(model.device)
-                ids = model.generate(**inputs, generation_config=drawn, disable_compile=True)
-                drawn_ids = ids[:, inputs["input_ids"].shape[1] :]
-                texts = tokenizer.batch_decode(drawn_ids, skip_special_tokens=True)
-                ended = (drawn_ids == tokenizer.eos_token_id).cpu()
-                for text, ends, sampled in zip(texts, ended, drawn_ids.tolist(), strict=True):
-                    num_tokens = int(ends.int().argmax()) + 1 if ends.any() else len(ends)
-                    whole = tuple(sampled[:num_tokens])
-                    completions.append(SampledCompletion(text, num_tokens, not bool(ends.any()), whole))
+                ids = model.generate(**inputs, generation_config=drawn, tokenizer=tokenizer)
+                for sampled in ids[:, inputs["input_ids"].shape[1] :].tolist():
+                    length = next((place for place, token in enumerate(sampled, start=1) if token in ends), None)
+                    whole = tuple(sampled[:length])
+                    text = tokenizer.decode(whole, skip_special_tokens=True)
+                    completions.append(SampledCompletion(text, len(whole), length is None, whole))
     finally:
         model.train(was_training)
     return completions
+
+
+def _generation_config(sampling: Sampling, tokenizer: Any, ends: list[int]) -> Any:
+    from transformers import GenerationConfig  # takes seconds, and only sampling needs it
+
+    options = {
+        "do_sample": True,
+        "max_new_tokens": sampling.max_completion_length,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "use_cache": True,
+        "disable_compile": True,
+    }
+    return GenerationConfig(**(options | dict(sampling.options) | {"eos_token_id": ends}))

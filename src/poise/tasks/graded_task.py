@@ -5,6 +5,8 @@ whether answers are right, by the task's own verifier, whatever is rewarded in t
 answers is it the reward itself.
 """
 
+import functools
+import inspect
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 HELD_OUT_SEED = 1
 """Of the held-out problems, whatever the seed of the run."""
+ROW = "poise_row"
+"""Column of the trainer's data set: number of the row whose columns the user's functions get."""
 GOLD_ANSWERS = 32
 """So many are tried before the first step."""
 MOST_REFUSED = 0.2
@@ -92,7 +96,8 @@ class GradedTask:
         for name, function in self._functions.items():
             check_reward_function(function, spec=name, **self._arguments(self._gold(tried), tried))
         self._functions = {name: guarded(function, spec=name) for name, function in self._functions.items()}
-        self.reward_functions = list(self._functions.values()) or [
+        self._rows: list[dict[str, Any]] = []
+        self.reward_functions = [self._on_whole_rows(each) for each in self._functions.values()] or [
             TaskReward(self.grader, UngradableFile(ungradable) if ungradable else None)
         ]
         self._measures_rewards = bool(rewards) and not any(p.answer or p.details for p in self.held_out(100))
@@ -129,9 +134,14 @@ class GradedTask:
 
     def training_data(self, num: int, *, seed: int) -> Dataset:
         """Up to `num` problems to train on, with the columns that the reward functions take."""
-        rows = [self._row(problem) for problem in self.task.problems(num, seed=seed, split="train")]
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        return Dataset.from_list([{name: row.get(name) for name in names} for row in rows])
+        problems = self.task.problems(num, seed=seed, split="train")
+        shown: list[dict[str, Any]] = [
+            {"prompt": problem.asked(as_chat=self._as_chat), **problem_columns(problem)} for problem in problems
+        ]
+        if self._functions:  # Arrow would change numbers and dictionaries: the user's columns are kept aside
+            self._rows = [self._row(problem) for problem in problems]
+            shown = [row | {ROW: number} for number, row in enumerate(shown)]
+        return Dataset.from_list(shown)
 
     def held_out(self, num: int) -> list[Problem]:
         """Up to `num` held-out problems, always the same."""
@@ -173,6 +183,27 @@ class GradedTask:
                     totals[place] = weight * float(reward) + (0.0 if math.isnan(totals[place]) else totals[place])
         return totals
 
+    def _on_whole_rows(self, function: Any) -> Any:
+        """A reward function of TRL that hands over the rows' own columns in place of their numbers."""
+
+        def columns_of(named: dict[str, Any]) -> dict[str, Any]:
+            rows = [self._rows[number] for number in named.pop(ROW)]
+            return _columns(rows) | named
+
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def asynchronous(completions: Any, **named: Any) -> Any:
+                return await function(completions, **columns_of(named))
+
+            return asynchronous
+
+        @functools.wraps(function)
+        def synchronous(completions: Any, **named: Any) -> Any:
+            return function(completions, **columns_of(named))
+
+        return synchronous
+
     def _row(self, problem: Problem) -> dict[str, Any]:
         """One row of the trainer's data set; the source's own columns only where the user's functions may need them."""
         columns = dict(problem.columns) if self._functions else {}
@@ -188,14 +219,19 @@ class GradedTask:
     def _arguments(self, completions: Sequence[str], problems: Sequence[Problem]) -> dict[str, Any]:
         """What `rewards_of` takes, as TRL hands it over."""
         rows = [self._row(problem) for problem in problems]
-        names = list(dict.fromkeys(name for row in rows for name in row if name != "prompt"))
-        columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in names}
+        columns = _columns(rows)
         columns["completion_ids"] = [
             self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in completions
         ]
         columns |= {"trainer_state": TrainerState(), "log_extra": _ignored, "log_metric": _ignored}
         as_asked = [[{"role": "assistant", "content": text}] for text in completions] if self._as_chat else completions
         return {"prompts": [row["prompt"] for row in rows], "completions": as_asked, "columns": columns}
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows as columns; None where a row lacks one."""
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "prompt"))
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def _ignored(name: str, value: Any) -> None:

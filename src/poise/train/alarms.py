@@ -1,6 +1,6 @@
-"""Does a run that goes on still learn, and does it still tell the truth?
+"""Alarms of a run that goes on.
 
-The rule: what the lines of metrics.jsonl say is enough. An alarm compares the newest `RECENT` generation batches with
+What the lines of metrics.jsonl say is enough. An alarm compares the newest `RECENT` generation batches with
 those before; it is given once, and only an alarm about rewards that cannot be trusted stops the run.
 """
 

@@ -1,6 +1,6 @@
-"""Which settings does a run have, and how does text become one of them?
+"""Settings of a run, and how text becomes one of them.
 
-The rule: a setting is a field of `RunSettings` or of `PoiseConfig`, found in the dataclass itself and read by its type,
+A setting is a field of `RunSettings` or of `PoiseConfig`, found in the dataclass itself and read by its type,
 so that every option of TRL is an option of `poise train`. What is given wins over `EMBEDDED_DEFAULTS` (with another
 model `OTHER_MODEL_DEFAULTS`), and those over the defaults of the dataclasses.
 """

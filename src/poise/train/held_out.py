@@ -1,5 +1,7 @@
 """Completions of held-out problems by the policy of a trainer, and how often they are right."""
 
+from typing import Any
+
 from trl import GRPOTrainer
 
 from poise.evaluate.held_out import HeldOutAccuracy, accuracy_of_rewards
@@ -28,20 +30,26 @@ def policy_completions(
     trainer: GRPOTrainer, graded_task: GradedTask, problems: list[Problem], *, seed: int, batch_size: int = 256
 ) -> list[str]:
     """One completion a problem by a trainer's policy, sampled as in training, without training taking notice."""
+    return sampled_completions(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        graded_task.texts(problems),
+        sampling=training_sampling(trainer),
+        seed=seed,
+        batch_size=batch_size,
+    )
+
+
+def training_sampling(trainer: GRPOTrainer) -> Any:
+    """What training samples with: the trainer's own generation settings; under vLLM, the options that it is given."""
     args = trainer.args
-    sampling = Sampling(
+    if not args.use_vllm:
+        return trainer.generation_config
+    return Sampling(
         max_completion_length=args.max_completion_length,
         temperature=args.temperature,
         top_p=args.top_p,
         top_k=args.top_k,
         min_p=args.min_p,
         repetition_penalty=args.repetition_penalty,
-    )
-    return sampled_completions(
-        trainer.accelerator.unwrap_model(trainer.model),
-        trainer.processing_class,
-        graded_task.texts(problems),
-        sampling=sampling,
-        seed=seed,
-        batch_size=batch_size,
     )

@@ -19,7 +19,7 @@ from trl import GRPOConfig
 
 from poise.engines.trl import PoiseConfig, PoiseTrainer
 from poise.engines.trl.checkpoints import checkpoint_step, newest_whole_checkpoint, read_beside
-from poise.models.named import named_model, named_tokenizer
+from poise.models.named import check_trainable, named_model, named_tokenizer
 from poise.report.learning_curve import write_learning_curve
 from poise.report.page import write_report
 from poise.storage.run_directory import RunDirectory
@@ -57,6 +57,7 @@ class TrainingRun:
         tokenizer, self.graded_task = tokenizer_and_task(settings, config, ungradable=directory.ungradable)
         self.graded_task.check_gold_answers()
         self.trainer = policy_trainer(settings, config, tokenizer, self.graded_task)
+        check_trainable(self.trainer.model)
         self.checkpoint = newest_whole_checkpoint(directory.checkpoints)
 
     def train(self, *, watch: Watch = lambda progress: None, stop: Stop = lambda: False) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 
 import poise
+from poise.models.named import check_trainable
 from poise.storage import checksums
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,9 @@ class CheckpointedTrainer(GRPOTrainer):  # type: ignore[misc]
         Raises:
             CheckpointError: If the checkpoint to go on from is not whole, there is none, or it is of another model,
                 preset or other features.
+            ValueError: If no parameter of the model can be trained.
         """
+        check_trainable(self.model)
         found = [None]
         if resume_from_checkpoint and self.accelerator.is_main_process:
             found = [self._checked(resume_from_checkpoint)]

@@ -37,6 +37,7 @@ from poise.features.rollout_features import (
     reasoning_mask,
     score_norm_weights,
 )
+from poise.models.generation import completion_ends
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,9 @@ class PoiseTrainer(CheckpointedTrainer):
                 raise ValueError(f"poise reads completions that the policy sampled whole: {name} is not supported")
         check_data_set(arguments.get("train_dataset"), args)
         super().__init__(model, reward_funcs, args, *positional, **named)
+        self.eos_token_ids = completion_ends(self.model, self._tokenizer, args.generation_kwargs)
+        if not args.use_vllm:
+            self.generation_config.eos_token_id = self.eos_token_ids
         self.add_callback(WholeGenerations())
         self.finite_steps = FiniteSteps(
             self.accelerator,
