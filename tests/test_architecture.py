@@ -179,7 +179,15 @@ def called(path):
 def test_no_file_unpickles_or_evaluates(path):
     modules = {name.split(".")[0] for name in imported(path)}
     assert modules.isdisjoint({"pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"})
-    assert called(path).isdisjoint({"eval", "exec", "torch.load", "torch.save", "numpy.load", "np.load", "__import__"})
+    forbidden = {"eval", "exec", "torch.load", "torch.save", "numpy.load", "np.load", "__import__"}
+    if module_of(path) == "poise.tasks.program_harness":
+        forbidden -= {"eval", "exec"}  # it is run by nobody but the sandbox, behind its walls
+    assert called(path).isdisjoint(forbidden)
+
+
+def test_the_script_that_evaluates_is_imported_by_nobody():
+    for path in sources():
+        assert not any(name.startswith("poise.tasks.program_harness") for name in imported(path))
 
 
 def test_every_file_says_what_it_is_for():

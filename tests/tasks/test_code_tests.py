@@ -1,8 +1,10 @@
 """A program passes its tests by solving them, in every form that tests have, and by nothing else."""
 
+import itertools
 import json
 import math
 import textwrap
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from poise.tasks.problem import Problem
 from poise.tasks.sandbox import IsolationError, Limits
 from poise.tasks.task import task_named
 
+PRINTS_NOTHING = {"input": "", "output": ""}
 ADD = "def add(a, b):\n    return a + b\n"
 ASSERTS = ["assert add(1, 2) == 3", "assert add(-1, 1) == 0"]
 
@@ -111,6 +114,56 @@ def test_the_program_is_the_last_block_or_everything(answer: str, program: str):
     assert program_of(answer) == program
 
 
+DATA = Path(__file__).with_name("data")
+
+
+def test_programs_of_the_forms_that_people_have_get_their_rewards():
+    lines = [(DATA / f"{name}.jsonl").read_text().splitlines() for name in ("code", "code_variants")]
+    cases = [json.loads(each) for each in itertools.chain(*lines)]
+    with Grader(seconds_a_rollout=20.0, workers=4) as grader:
+        rewards = grader.rewards(
+            [each["completion"] for each in cases], [code_problem(each["tests"]) for each in cases]
+        )
+    found = [None if math.isnan(reward) else reward for reward in rewards]
+    wrong = [(each["id"], each["kind"], got) for each, got in zip(cases, found, strict=True) if got != each["want"]]
+    assert wrong == []
+
+
+ECHO = "a, b = map(int, input().split())\nprint(a + b)"
+HUNDRED = [{"input": f"{n} {n}", "output": str(2 * n)} for n in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("program", "tests", "cause"),
+    [
+        (ECHO, HUNDRED, None),
+        ("n = 0\nwhile n < 10**6: n += 1\n" + ECHO, HUNDRED[:30], None),  # more in all than one test may take
+        ("print('1000000\\n' * 200_000)", [{"input": "", "output": "1000000\n" * 200_000}], None),
+        ("while True: print('1000000')", [{"input": "", "output": "1000000\n" * 200_000}], "program printed too much"),
+        (
+            "import threading\nthreading.stack_size(2**29)\nthreading.Thread(target=print).start()",
+            [PRINTS_NOTHING],
+            None,
+        ),
+        ("import threading\nthreading.stack_size(2**29)\nkept = bytearray(2**30)", [PRINTS_NOTHING], "program failed"),
+        ("while True: pass", HUNDRED, "program timed out"),
+        ("import time\ntime.sleep(1000)", HUNDRED, "program timed out"),
+        ("import os\nif os.fork(): os.wait()\nwhile True: pass", HUNDRED, "program timed out"),
+        ("import os\nif os.fork() == 0: os.execv('/usr/bin/sleep', ['sleep', '9'])\n" + ECHO, HUNDRED[:2], None),
+    ],
+)
+def test_what_a_program_gets_does_not_depend_on_its_tests(program: str, tests: Any, cause: str | None):
+    started = time.monotonic()
+    assert failure(program, parsed_tests(tests), limits=Limits(seconds=1.5)) == cause
+    assert time.monotonic() - started < 60.0  # minutes, if every test of a hundred were waited for
+
+
+def test_a_program_that_never_began_is_ungradable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("poise.tasks.sandbox.SECONDS_TO_BEGIN", 0.0)
+    found = verdict(ADD, code_problem(ASSERTS))
+    assert (math.isnan(found.reward), found.cause) == (True, "program did not begin")
+
+
 # Programs that want to pass without solving.
 
 
@@ -145,6 +198,9 @@ def test_a_test_is_not_passed_by_output_after_the_limit_or_with_an_error():
 def test_all_tests_together_keep_one_time_limit():
     tests = parsed_tests([{"input": "", "output": ""}] * 100)
     assert failure("import time; time.sleep(1)", tests, seconds=2.5) == "program timed out"
+
+
+# As a verifier.
 
 
 # As a verifier.

@@ -329,7 +329,64 @@ print(program_run(program, limits=Limits(seconds=20.0)).output.decode(), end="")
     ], done.stderr
 
 
+def test_memory_is_limited_in_all_and_not_by_process():
+    hungry = "import os, time\nif os.fork() or os.fork():\n  kept = bytearray(300 * 2**20)\ntime.sleep(60)"
+    assert run(hungry).cause == "program failed"
+    shared = "import mmap\nkept = [mmap.mmap(-1, 2**27) for _ in range(8)]\nfor each in kept: each.write(bytes(2**27))"
+    assert run(shared).cause == "program failed"
+    # What processes share counts once.
+    together = (
+        "import os, time\nkept = bytearray(300 * 2**20)\nfor _ in range(4):\n  if os.fork() == 0: time.sleep(0.3)"
+    )
+    assert run(together).cause == ""
+
+
+def test_the_clock_stands_still_while_the_machine_is_busy():
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * (os.cpu_count() or 1))]
+    try:
+        program = "import time\nwhile time.process_time() < 1.0: pass\nprint('done')"
+        assert run(program, limits=Limits(seconds=1.7)) == ProgramRun(b"done\n")
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def test_the_launcher_says_nothing_of_itself():
+    lines = printed(
+        "print(repr(open('/proc/1/cmdline').read().strip(chr(0))), len(open('/proc/2/cmdline').read()) > 0)"
+    )
+    assert lines == ["'' True"]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_an_environment_in_a_project_s_folder_shows_packages_alone(tmp_path: Path, linked: bool):
+    project = tmp_path / "project"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(project)], check=True)
+    (project / "answers.jsonl").write_text("gold")
+    (packages,) = project.glob("lib/python*/site-packages")
+    (packages / "package_of_mine.py").write_text("here = 'package'")
+    if linked:  # as homes on clusters
+        (tmp_path / "home").symlink_to(tmp_path)
+        project = tmp_path / "home" / "project"
+    program = "import os, sys, package_of_mine as p\nprint(p.here, sys.prefix, *sorted(os.listdir(sys.prefix)))"
+    script = f"import sandbox as s\nprint(s.program_run({program!r}, limits=s.Limits(seconds=20.0)))"
+    alone = {"PYTHONPATH": str(Path(sandbox.__file__).parent)}  # without the packages that poise needs
+    python = [project / "bin" / "python", "-c", script]
+    done = subprocess.run(python, env=alone, capture_output=True, text=True, check=False)
+    there = f"package {project} bin lib pyvenv.cfg\n".encode()
+    assert done.stdout == f"{ProgramRun(there)}\n", done.stderr
+
+
 # Where there are no walls, nothing runs.
+
+
+def test_where_proc_is_partly_covered_the_sentence_says_what_is_needed():
+    script = "from poise.tasks.sandbox import *\nprint(isolation_fault())"
+    covered = f"mount --bind /dev/null /proc/meminfo && exec {sys.executable} -c '{script}'"
+    as_container = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", covered]
+    done = subprocess.run(as_container, capture_output=True, text=True, check=False)
+    assert "--security-opt systempaths=unconfined" in done.stdout, done.stderr
 
 
 def test_without_namespaces_a_program_does_not_run(tmp_path: Path):

@@ -1,262 +1,170 @@
-"""Does a program pass its tests?
+"""Verdicts on programs by their tests.
 
-The rule: the program gets what it should read, or the calls that it should answer, and never what is expected of it.
-Outputs and results are compared out here, as plain values, so that a program can pass no test but by solving it.
+A program gets what it should read, or the calls that it should answer, and never what is expected of it. Outputs and
+results are compared out here, as plain values, so that a program can pass no test but by solving it.
 """
 
-import ast
-import builtins
+import functools
+import itertools
 import json
 import math
-import operator
 import re
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
-from poise.tasks.sandbox import Limits, ProgramRun, program_run
+from poise.tasks.code_asserts import CallTest, UnreadableTestError
+from poise.tasks.code_test_forms import PrintTest, Tests, parsed_tests
+from poise.tasks.program_text import program_of, usual_imports
+from poise.tasks.sandbox import Limits, NotBegunError, program_run
 
-Accepts = Callable[[Any], bool]
+__all__ = ["CallTest", "PrintTest", "Tests", "UnreadableTestError", "failure", "parsed_tests", "program_of"]
 
-
-class UnreadableTestError(Exception):
-    """A test has a form in which what is expected cannot be told from what is asked."""
-
-
-@dataclass(frozen=True)
-class PrintTest:
-    """What a program reads from its standard input, and what it should print."""
-
-    stdin: str
-    expected: str
-
-
-@dataclass(frozen=True)
-class CallTest:
-    """An expression to evaluate after the program, and which values are accepted."""
-
-    expression: str
-    accepts: Accepts
+CLOSE_WHERE_PRINTED = 1e-6
+"""Absolute or relative difference up to which numbers with a fraction are equal where they are printed."""
+SHARE_OF_ALL = 0.5
+"""Of the time limits of all tests together, what they may take beyond the limit of one."""
+LONGER = 4
+"""How much longer than what is expected an output may be, beyond the limit that short ones have."""
+NUMBER = re.compile(r"(?<![\w.])([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])")
 
 
-@dataclass(frozen=True)
-class Tests:
-    """The tests of one problem, all of which a program must pass."""
-
-    prints: Sequence[PrintTest] = ()
-    calls: Sequence[CallTest] = ()
-    imports: str = ""
-    """Lines that the calls need."""
-
-
-def parsed_tests(given: Any) -> Tests:
-    """The tests in any of the forms that published data sets have.
-
-    - `[{"input": "1 2", "output": "3"}, ...]` or `{"inputs": ["1 2", ...], "outputs": ["3", ...]}`: read and print
-    - `{"fn_name": "add", "inputs": [[1, 2], ...], "outputs": [3, ...]}`: calls of a function, or of a
-      method of `Solution`
-    - `["assert add(1, 2) == 3", ...]` or such lines as one text: `assert CALL == VALUE`, with any comparison; also
-      `assert f(x)`, `assert not f(x)`, `assert abs(f(x) - VALUE) < VALUE`, `assert math.isclose(f(x), VALUE)`
-
-    Args:
-        given: One of these forms, or JSON text of one.
-
-    Raises:
-        UnreadableTestError: If it has another form, or holds no test.
-    """
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except json.JSONDecodeError:
-            return _asserts(given)
-    match given:
-        case {"fn_name": str(name), "inputs": list(inputs), "outputs": list(outputs)} if len(inputs) == len(outputs):
-            tests = Tests(calls=[_json_call(name, *each) for each in zip(inputs, outputs, strict=True)])
-        case {"inputs": list(inputs), "outputs": list(outputs)} if len(inputs) == len(outputs):
-            tests = Tests(prints=[PrintTest(_text(a), _text(b)) for a, b in zip(inputs, outputs, strict=True)])
-        case [{"input": _, "output": _}, *_] if all(
-            isinstance(e, dict) and {"input", "output"} <= set(e) for e in given
-        ):
-            tests = Tests(prints=[PrintTest(_text(each["input"]), _text(each["output"])) for each in given])
-        case [str(), *_] if all(isinstance(each, str) for each in given):
-            tests = _asserts("\n".join(given))
-        case _:
-            raise UnreadableTestError(f"tests have none of the known forms: {given!r:.80}")
-    if not (tests.prints or tests.calls):
-        raise UnreadableTestError("there is no test")
-    return tests
-
-
-def program_of(answer: str) -> str:
-    """The program in an answer: its last fenced block where there is one, else all of it."""
-    fenced = re.findall(r"```[ \t]*\w*[ \t]*\n(.*?)```", answer, flags=re.DOTALL)
-    return fenced[-1] if fenced else answer
-
-
-def failure(program: str, tests: Tests, *, seconds: float, limits: Limits | None = None) -> str | None:
+def failure(program: str, tests: Tests, *, seconds: float | None = None, limits: Limits | None = None) -> str | None:
     """Why a program does not pass: "program failed", "program timed out", ...; "" for a wrong result; None if it does.
 
     Args:
         program: Its text.
         tests: Tried in their order, until one is failed.
-        seconds: For all of them together.
-        limits: Of each run.
+        seconds: For all of them together; by default what their number makes of the limit of one.
+        limits: Of each test.
 
     Raises:
         poise.tasks.sandbox.IsolationError: If programs cannot be shut in here.
+        poise.tasks.sandbox.NotBegunError: If the machine did not bring the program to its beginning.
     """
-    deadline = time.monotonic() + seconds
     limits = limits or Limits()
-
-    def run(text: str, stdin: str = "") -> ProgramRun:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return ProgramRun(b"", "program timed out")
-        return program_run(text, stdin, limits=replace(limits, seconds=min(limits.seconds, left)))
-
-    for test in tests.prints:
-        found = run(program, test.stdin)
-        if found.cause:
-            return found.cause
-        if _lines(found.output.decode(errors="replace")) != _lines(test.expected):
-            return ""
-    if tests.calls:
-        found = run(_questions(program, tests))
-        if found.cause:
-            return found.cause
-        results = found.output.decode(errors="replace").splitlines()
-        if len(results) != len(tests.calls) or not all(
-            _accepted(text, test) for text, test in zip(results, tests.calls, strict=True)
-        ):
-            return ""
-    return None
-
-
-def _questions(program: str, tests: Tests) -> str:
-    """A program that runs the given one as a module, evaluates the calls and prints what they give, one a line.
-
-    What the given program prints itself goes nowhere.
-    """
-    calls = [test.expression for test in tests.calls]
-    return f"""import os
-answers = open(os.dup(1), "w")
-os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-names = {{"__name__": "program"}}
-exec(compile({program!r}, "program.py", "exec"), names)
-exec({tests.imports!r}, names)
-for call in {calls!r}:
-    value = eval(call, names)
-    print(repr(value.tolist() if hasattr(value, "tolist") else value), file=answers, flush=True)
-"""
+    if seconds is None:
+        seconds = limits.seconds * (1 + SHARE_OF_ALL * (len(tests.prints) + len(tests.calls)))
+    mark = f"\0{secrets.token_hex(8)} "
+    job = {
+        "mark": mark,
+        "program": program,
+        "usual": usual_imports(program, {*tests.names, tests.entry}),
+        "imports": tests.imports,
+        "entry": tests.entry,
+        "inputs": [test.stdin for test in tests.prints],
+        "calls": [(test.before, test.expression) for test in tests.calls],
+    }
+    longest = max((len(test.expected) for test in tests.prints), default=0)
+    room = max((len(test.stdin) for test in tests.prints), default=0) // 2**18  # of up to four bytes a character
+    whole = replace(
+        limits,
+        seconds=limits.seconds + seconds,  # the judge is stricter
+        processes=limits.processes + 1,
+        file_mebibytes=limits.file_mebibytes + room,
+        output_bytes=limits.output_bytes + LONGER * longest,
+    )
+    judge = _Judge(tests, mark.encode(), in_all=seconds, each=limits.seconds)
+    found = program_run(_harness(), json.dumps(job), limits=whole, judge=judge)
+    if judge.passed:
+        return None
+    if judge.place < 0:
+        raise NotBegunError("the program's tests did not begin")
+    return "" if judge.wrong else found.cause or "program failed"  # it ended before it answered
 
 
-def _accepted(text: str, test: CallTest) -> bool:
+@functools.cache
+def _harness() -> str:
+    return Path(__file__).with_name("program_harness.py").read_text()
+
+
+class _Judge:
+    """Compares what comes out, test by test, and looks at the clock of each."""
+
+    def __init__(self, tests: Tests, mark: bytes, *, in_all: float, each: float) -> None:
+        self.tests: list[PrintTest | CallTest] = [*tests.prints, *tests.calls]
+        self.mark, self.in_all, self.each = mark, in_all, each
+        self.place = -1
+        self.passed = self.wrong = False
+        self.first_began = self.began = 0.0
+
+    def __call__(self, output: bytearray, spent: float) -> str | None:
+        while (at := output.find(self.mark)) >= 0 and (end := output.find(b"\n", at)) >= 0:
+            printed, message = bytes(output[:at]), output[at + len(self.mark) : end].decode(errors="replace")
+            del output[: end + 1]
+            if self.place < 0:
+                self.first_began = spent
+            elif isinstance(test := self.tests[self.place], PrintTest):
+                if message != "0":
+                    return "program failed"
+                self.wrong = not printed_alike(printed.decode(errors="replace"), test.expected)
+            else:
+                self.wrong = not _accepted(message, test.accepts)
+            if self.wrong:
+                return ""
+            self.place, self.began = self.place + 1, spent
+            if self.place == len(self.tests):
+                self.passed = True
+                return ""
+        late = self.place >= 0 and (spent - self.began > self.each or spent - self.first_began > self.in_all)
+        return "program timed out" if late else None
+
+
+def printed_alike(printed: str, expected: str) -> bool:
+    """Whether two outputs are the same but for blanks, empty lines, and digits of numbers with a fraction."""
+    lines, wanted = ([line.split() for line in text.split("\n") if line.strip()] for text in (printed, expected))
+    return lines == wanted or (
+        [len(line) for line in lines] == [len(line) for line in wanted]
+        and all(map(_words_alike, itertools.chain(*lines), itertools.chain(*wanted)))
+    )
+
+
+def _words_alike(printed: str, expected: str) -> bool:
+    """Whether two words are the same but for their numbers, and those are equal."""
+    if printed == expected:
+        return True
+    found, wanted = NUMBER.split(printed), NUMBER.split(expected)
+    return found[::2] == wanted[::2] and all(
+        a == b or _numbers_alike(a, b) for a, b in zip(found[1::2], wanted[1::2], strict=True)
+    )
+
+
+def _numbers_alike(printed: str, expected: str) -> bool:
+    if re.fullmatch(r"[+-]?\d+", expected):
+        return re.sub(r"\.0*$", "", printed) == expected
+    near = CLOSE_WHERE_PRINTED
+    return math.isclose(float(printed), float(expected), rel_tol=near, abs_tol=near)
+
+
+def _accepted(message: str, accepts: Callable[[Any], Any]) -> bool:
     try:
-        return bool(test.accepts(ast.literal_eval(text)))
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, OverflowError):
-        return False  # no plain value, or none that can be compared
-
-
-def _text(value: Any) -> str:
-    """Input or output as text; of a list, its lines."""
-    return "\n".join(map(_text, value)) if isinstance(value, list) else value if isinstance(value, str) else str(value)
-
-
-def _lines(text: str) -> list[str]:
-    """Lines without spaces at their ends, and without empty ones at the end."""
-    return [line.rstrip() for line in text.rstrip().split("\n")]
-
-
-def _json_call(name: str, arguments: Any, expected: Any) -> CallTest:
-    if not (name.isidentifier() and isinstance(arguments, list)):
-        raise UnreadableTestError(f"calls of {name!r} need lists of arguments, got {arguments!r:.80}")
-    function = f"({name} if {name!r} in globals() else Solution().{name})"
-    return CallTest(f"{function}(*{arguments!r})", lambda value: _listed(value) == expected)
-
-
-def _listed(value: Any) -> Any:
-    """With lists in the place of tuples, which JSON does not know."""
-    return [_listed(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Is: operator.eq,
-    ast.IsNot: operator.ne,
-    ast.In: lambda value, several: value in several,
-}
-MADE_OF: dict[str, Callable[..., Any]] = {each.__name__: each for each in (set, tuple, list, dict, float, sorted)}
-"""What may be called, on plain values, in what a test expects."""
-
-
-def _asserts(text: str) -> Tests:
-    try:
-        statements = ast.parse(text).body
-    except (SyntaxError, ValueError) as error:
-        raise UnreadableTestError(f"tests are neither JSON nor Python: {text!r:.80}") from error
-    imports = [ast.unparse(each) for each in statements if isinstance(each, ast.Import | ast.ImportFrom)]
-    rest = [each for each in statements if not isinstance(each, ast.Import | ast.ImportFrom)]
-    calls = [_assertion(each) for each in rest]
-    if not calls:
-        raise UnreadableTestError("there is no test")
-    return Tests(calls=calls, imports="\n".join(imports))
-
-
-def _assertion(statement: ast.stmt) -> CallTest:
-    """Split an assertion into what is asked and what is expected."""
-    if isinstance(statement, ast.Assert):
-        match statement.test:
-            case ast.Compare(
-                ast.Call(ast.Name("abs"), [ast.BinOp(asked, ast.Sub(), middle)]),
-                [ast.Lt() | ast.LtE() as within],
-                [far],
-            ) if _is_plain(middle) and _is_plain(far):
-                centre, distance, closer = _plain(middle), _plain(far), COMPARISONS[type(within)]
-                return CallTest(ast.unparse(asked), lambda value: closer(abs(value - centre), distance))
-            case ast.Compare(asked, [comparison], [expected]) if type(comparison) in COMPARISONS and _is_plain(
-                expected
-            ):
-                compare, right = COMPARISONS[type(comparison)], _plain(expected)
-                return CallTest(ast.unparse(asked), lambda value: compare(value, right))
-            case ast.Compare(expected, [comparison], [asked]) if type(comparison) in COMPARISONS and _is_plain(
-                expected
-            ):
-                compare, left = COMPARISONS[type(comparison)], _plain(expected)
-                return CallTest(ast.unparse(asked), lambda value: compare(left, value))
-            case ast.Call(
-                ast.Attribute(ast.Name("math"), "isclose") | ast.Name("isclose"), [asked, expected], options
-            ) if _is_plain(expected) and all(each.arg and _is_plain(each.value) for each in options):
-                given, near = {str(each.arg): _plain(each.value) for each in options}, _plain(expected)
-                return CallTest(ast.unparse(asked), lambda value: math.isclose(value, near, **given))
-            case ast.Call() as asked if _is_own_call(asked):
-                return CallTest(ast.unparse(asked), bool)
-            case ast.UnaryOp(ast.Not(), ast.Call() as asked) if _is_own_call(asked):
-                return CallTest(ast.unparse(asked), lambda value: not value)
-    raise UnreadableTestError(f"a test must be `assert CALL == VALUE` or alike, got {ast.unparse(statement)!r:.80}")
-
-
-def _is_own_call(call: ast.Call) -> bool:
-    """Whether it is a call of something of the program's; `all(...)` around a comparison tells what is expected."""
-    return not (isinstance(call.func, ast.Name) and hasattr(builtins, call.func.id))
-
-
-def _is_plain(node: ast.expr) -> bool:
-    try:
-        _plain(node)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return bool(accepts(_value(json.loads(message))))
+    except Exception:  # no plain value, or none that can be compared
         return False
-    return True
 
 
-def _plain(node: ast.expr) -> Any:
-    """The value of an expression of plain values, such as `set([1, 2])`."""
-    match node:
-        case ast.Call(ast.Name(name), arguments, []) if name in MADE_OF:
-            return MADE_OF[name](*map(_plain, arguments))
-    return ast.literal_eval(node)
+MADE_BY: dict[str, Callable[[Any], Any]] = {
+    "int": lambda text: int(text, 16),
+    "float": float,
+    "bytes": bytes.fromhex,
+    "complex": complex,
+    "Decimal": Decimal,
+    "Fraction": Fraction,
+    "range": lambda text: range(*json.loads(f"[{text[6:-1]}]")),
+    "dict": lambda pairs: {_value(key): _value(each) for key, each in pairs},
+    "list": lambda items: [_value(each) for each in items],
+    "tuple": lambda items: tuple(_value(each) for each in items),
+    "set": lambda items: {_value(each) for each in items},
+    "deque": lambda items: deque(_value(each) for each in items),
+    "other": lambda _: object(),
+}
+
+
+def _value(given: Any) -> Any:
+    """The value that `plain` of the harness has written."""
+    return MADE_BY[given[0]](given[1]) if isinstance(given, list) else given

@@ -1,9 +1,9 @@
-"""How are many rollouts graded without one of them stopping the rest?
+"""Verdicts on many rollouts, of which none stops the rest.
 
-The rule: a verifier that may hang or crash runs in a worker process, one rollout at a time under limits of time and
-memory, and the kernel ends the worker when its time is up. One that did not come to an end is tried once more in a
-fresh worker. What the policy can cause is wrong; a worker that is lost again has said nothing, and its rollout is
-ungradable (NaN). `Grader.counts` says how many there were of which cause.
+A verifier that may hang or crash runs in a worker process, one rollout at a time under limits of time and memory, and
+the kernel ends the worker when its time is up. One that did not come to an end is tried once more in a fresh worker.
+What the policy can cause is wrong; a worker that is lost again has said nothing, and its rollout is ungradable (NaN).
+`Grader.counts` says how many there were of which cause.
 
 A script that grades must start its own work under `if __name__ == "__main__":`, as everywhere that Python starts
 processes; workers are forked from a server that has the verifiers loaded and no threads of the trainer.
@@ -15,7 +15,7 @@ import os
 import resource
 import signal
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from poise.tasks.problem import Problem
+from poise.tasks.sandbox import LONGEST_RUN, SECONDS_TO_BEGIN
 from poise.tasks.ungradable import UngradableFile
 from poise.tasks.verifiers import VERIFIERS, Verdict, verdict
 
@@ -158,17 +159,19 @@ class Grader:
         limits = (self.seconds_a_rollout, self.mebibytes_a_rollout)
         futures = {
             place: self._running_pool().schedule(
-                _limited_verdict, args=(*rollout, *limits), timeout=self._patience(rounds=1)
+                _limited_verdict, args=(*rollout, *limits), timeout=self._patience([rollout], rounds=1)
             )
             for place, rollout in rollouts.items()
         }
         # A worker may die where the pool does not see it; the pool must not wait for it for ever.
-        patience = SECONDS_TO_START + self._patience(rounds=math.ceil(len(futures) / self.workers) + 1)
+        rounds = math.ceil(len(futures) / self.workers) + 1
+        patience = SECONDS_TO_START + self._patience(rollouts.values(), rounds=rounds)
         return {place: self._outcome(future, patience) for place, future in futures.items()}
 
-    def _patience(self, *, rounds: int) -> float:
+    def _patience(self, rollouts: Iterable[tuple[str, Problem]], *, rounds: int) -> float:
         """Seconds after which a worker that did not end itself in time is ended from outside."""
-        return rounds * (2 * self.seconds_a_rollout + 1)
+        runs = any(VERIFIERS[problem.verifier].keeps_time for _, problem in rollouts)
+        return rounds * (2 * self.seconds_a_rollout + 1 + (SECONDS_TO_BEGIN + LONGEST_RUN if runs else 0))
 
     def _running_pool(self) -> ProcessPool:
         if self._pool is not None and not self._pool.active:  # a worker was lost between two batches
@@ -188,7 +191,7 @@ class Grader:
                 self.close()
             return WORKER_LOST
         except ProcessExpired as error:
-            return TIME_LIMIT if error.exitcode == -signal.SIGALRM else WORKER_LOST
+            return TIME_LIMIT if error.exitcode in (-signal.SIGALRM, -signal.SIGPROF) else WORKER_LOST
         except (BrokenProcessPool, CancelledError):
             return NOT_TRIED
         except Exception:  # what cannot travel between processes
@@ -199,18 +202,20 @@ def _limited_verdict(completion: str, problem: Problem, seconds: float, mebibyte
     """The verdict, in a worker that gets no more memory, and that the kernel ends when its time is up.
 
     It needs nobody for that: a verifier inside one long operation gives no thread and no handler a turn, and whoever
-    started the worker may be gone.
+    started the worker may be gone. Of a verifier that keeps time by itself only its own computing is limited.
     """
     address_space, most = resource.getrlimit(resource.RLIMIT_AS)
     statm = Path("/proc/self/statm")
     if statm.exists():  # elsewhere the limit is not kept by the system anyway
         resource.setrlimit(resource.RLIMIT_AS, (_mapped_bytes(statm) + mebibytes * 2**20, most))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timer = signal.ITIMER_PROF if VERIFIERS[problem.verifier].keeps_time else signal.ITIMER_REAL
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)
+    signal.setitimer(timer, seconds)
     try:
         return verdict(completion, problem, seconds=seconds)
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(timer, 0)
         resource.setrlimit(resource.RLIMIT_AS, (address_space, most))
 
 

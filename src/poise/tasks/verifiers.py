@@ -18,12 +18,12 @@ from poise.tasks.code_tests import UnreadableTestError, failure, parsed_tests, p
 from poise.tasks.embedded import END_OF_THINKING, THINK, is_correct
 from poise.tasks.generated import data_set, json_value
 from poise.tasks.problem import Problem
-from poise.tasks.sandbox import IsolationError
+from poise.tasks.sandbox import IsolationError, Limits, NotBegunError
 
 FULL_MARKS = 1.0 - 1e-6
 """A reward from here on is a right answer."""
-SHARE_FOR_PROGRAMS = 0.8
-"""Of a verdict's time: a program that takes longer is wrong, before the verifier itself runs out of time."""
+SHARE_FOR_A_TEST = 0.5
+"""Of a verdict's time, what a program may take for one test."""
 
 
 class UngradableError(Exception):
@@ -133,15 +133,18 @@ def math_reward(completion: str, problem: Problem) -> float:
 
 
 def python_reward(completion: str, problem: Problem, *, seconds: float) -> float:
-    """1 where the program in the final answer passes all tests that the problem's details hold."""
+    """1 where the program in the completion passes all tests that the problem's details hold."""
     try:
         tests = parsed_tests(json.loads(problem.details)["tests"])
     except (UnreadableTestError, ValueError, KeyError, TypeError):
         raise UngradableError("no readable tests") from None
     try:
-        found = failure(program_of(final_answer(completion)), tests, seconds=SHARE_FOR_PROGRAMS * seconds)
+        program = program_of(completion, {*tests.names, tests.entry})
+        found = failure(program, tests, limits=Limits(seconds=SHARE_FOR_A_TEST * seconds))
     except IsolationError:
         raise UngradableError("no isolation for programs") from None
+    except NotBegunError:
+        raise UngradableError("program did not begin") from None
     if found:
         raise WrongError(found)
     return float(found is None)
