@@ -199,12 +199,12 @@ def grader() -> Iterator[Grader]:
 
 def test_a_verifier_that_does_not_end_is_killed_and_the_rest_are_graded(grader: Grader):
     grader.counts.clear()
-    endless = r"\boxed{9^{9^{9^{9^{9}}}}}"
-    found = grader.rewards(["1", endless, "2", "1"], [math_problem("1")] * 4)
+    problems = [math_problem("1"), HostileProblem(), math_problem("1"), math_problem("1")]
+    found = grader.rewards(["1", "spin", "2", "1"], problems)
     assert found == [1.0, 0.0, 0.0, 1.0]
     assert grader.counts == Counter({"time limit": 1})
     grader.on_verifier_timeout = "ungradable"
-    assert same(grader.rewards(["1", endless], [math_problem("1")] * 2), [1.0, NAN])
+    assert same(grader.rewards(["1", "spin"], problems[:2]), [1.0, NAN])
     grader.on_verifier_timeout = "wrong"
     assert grader.rewards(["1"] * 20, [math_problem("1")] * 20) == [1.0] * 20
 
@@ -263,7 +263,7 @@ def test_no_worker_is_left_behind_even_one_that_does_not_end():
         pids = worker_pids(grader)
         assert len(pids) == 2
         assert all(running(pid) for pid in pids)
-        grader._running_pool().schedule(verdict, args=(r"\boxed{9^{9^{9^{9^{9}}}}}", math_problem("1")))
+        grader._running_pool().schedule(verdict, args=("spin", HostileProblem()))
         time.sleep(0.5)
     assert not any(running(pid) for pid in pids)
     # A closed grader starts again when it is needed.
@@ -278,6 +278,9 @@ def test_a_worker_at_work_does_not_outlive_a_trainer_that_was_killed(tmp_path: P
     script.write_text(
         textwrap.dedent(
             """
+            import sys
+            sys.path.insert(0, TESTS)
+            from hostile_verifiers import HostileProblem
             from poise.rewards import Grader
             from poise.tasks.problem import Problem
             if __name__ == "__main__":
@@ -285,9 +288,9 @@ def test_a_worker_at_work_does_not_outlive_a_trainer_that_was_killed(tmp_path: P
                 problem = Problem("", "1", "x", verifier="math")
                 grader.rewards(["1"], [problem])
                 print(*grader._pool._pool_manager.worker_manager.workers, flush=True)
-                grader.rewards([r"\\boxed{9^{9^{9^{9^{9}}}}}"], [problem])
+                grader.rewards(["spin"], [HostileProblem()])
             """
-        )
+        ).replace("TESTS", repr(str(Path(__file__).parent)))
     )
     trainer = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
     assert trainer.stdout is not None

@@ -7,13 +7,15 @@ full marks has called the completion wrong.
 
 import functools
 import json
-import logging
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from poise.tasks.answer_text import answer_text, gold_text
+from poise.tasks.answers import Word, equal, parsed
+from poise.tasks.choices import chosen_letter, option_letter
 from poise.tasks.code_tests import UnreadableTestError, failure, parsed_tests, program_of
 from poise.tasks.embedded import END_OF_THINKING, THINK, is_correct
 from poise.tasks.generated import data_set, json_value
@@ -63,8 +65,8 @@ def final_answer(completion: str) -> str:
     That is what follows the last end of thinking, and nothing where the thinking does not end; of it the content of the
     last <answer> tags, where there are any.
     """
-    _, closed, after = completion.rpartition(END_OF_THINKING)
-    if not closed and THINK in completion:
+    _, _, after = completion.rpartition(END_OF_THINKING)
+    if THINK in after:
         return ""
     tagged = re.findall(r"<answer>(.*?)</answer>", after, flags=re.DOTALL)
     return (tagged[-1] if tagged else after).strip()
@@ -112,24 +114,21 @@ def _scoring_data_set(name: str, settings: str) -> Any:
 
 
 def math_reward(completion: str, problem: Problem) -> float:
-    """1 where math-verify finds the final answer mathematically equal to the gold answer.
+    """1 where the final answer is mathematically equal to the gold answer.
 
-    A gold answer may be bare LaTeX, boxed, between dollars, or follow "####".
+    A gold answer may be bare LaTeX, boxed, between dollars, follow "####" or "The answer is", or be an option's letter.
     """
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    for name in ("math_verify.parser", "math_verify.grader"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # each warns that its time limits are off
-    answer = problem.answer.rpartition("####")[2].strip()
-    if not answer:
+    gold = gold_text(problem.answer)
+    if not problem.answer.rpartition("####")[2].strip():
         raise UngradableError("no gold answer")
-    # Its own time limits are alarm signals, which fail outside a main thread; a worker is killed from outside.
-    gold = parse(answer if "\\boxed" in answer or "$" in answer else f"\\boxed{{{answer}}}", parsing_timeout=None)
-    if not gold:
+    if parsed(gold) == Word(""):
         raise UngradableError("unparseable gold answer")
-    extraction = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
-    found = parse(final_answer(completion), extraction, parsing_timeout=None)
-    return float(verify(gold, found, timeout_seconds=None))
+    given = final_answer(completion)
+    letter = option_letter(gold)
+    if letter is not None:
+        return float(chosen_letter(given) == letter)
+    text = answer_text(given)
+    return float(text is not None and equal(parsed(text), parsed(gold)))
 
 
 def python_reward(completion: str, problem: Problem, *, seconds: float) -> float:
