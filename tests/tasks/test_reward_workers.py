@@ -4,6 +4,8 @@ import math
 import multiprocessing.forkserver
 import os
 import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,6 +17,25 @@ from poise.rewards import Grader
 from poise.tasks.grading import ATTEMPTS, SECONDS_TO_START
 
 SECONDS = 0.2
+SCRIPT = """
+from poise.rewards import Grader
+from poise.tasks.problem import Problem
+
+def work():
+    print("begun", flush=True)
+    with Grader(workers=1) as grader:
+        print(grader.rewards(["\\\\boxed{4}"], [Problem("2 + 2", "4", "sums", verifier="math")]))
+
+"""
+
+
+@pytest.mark.parametrize("guard", ['if __name__ == "__main__":\n    ', ""])
+def test_a_script_without_a_main_guard_is_one_sentence_at_once(tmp_path: Path, guard: str):
+    (tmp_path / "script.py").write_text(f"{SCRIPT}{guard}work()\n")
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == (["begun", "[1.0]"] if guard else ["begun"]), done.stderr
+    sentence = "grading starts processes, which import this script: what line 10 begins must stand under "
+    assert (sentence in done.stderr.splitlines()[-1]) if not guard else done.stderr == ""
 
 
 def forked_processes() -> list[int]:

@@ -24,6 +24,7 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
+from poise.tasks.main_guard import unguarded_line
 from poise.tasks.problem import Problem
 from poise.tasks.sandbox import LONGEST_RUN, SECONDS_TO_BEGIN
 from poise.tasks.ungradable import UngradableFile
@@ -105,6 +106,7 @@ class Grader:
 
         Raises:
             ValueError: If there are not as many problems as completions.
+            RuntimeError: If the running script does this outside of `if __name__ == "__main__":`.
         """
         if len(completions) != len(problems):
             raise ValueError(f"{len(completions)} completions need one problem each, got {len(problems)}")
@@ -177,6 +179,11 @@ class Grader:
         if self._pool is not None and not self._pool.active:  # a worker was lost between two batches
             self.close()
         if self._pool is None:
+            if line := unguarded_line():
+                raise RuntimeError(
+                    f"grading starts processes, which import this script: what line {line} begins must stand under "
+                    '`if __name__ == "__main__":`'
+                )
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(PRELOADED)
             self._pool = ProcessPool(max_workers=self.workers, context=context)
