@@ -52,7 +52,7 @@ def extra_options(arguments: list[str]) -> dict[str, Any]:
     return given
 
 
-def numbers(text: str, *, name: str, such_as: str) -> tuple[float, ...]:
+def numbers(text: str, *, name: str, such_as: str) -> tuple[Any, ...]:
     """The numbers of a list with commas; whole ones where the example has such.
 
     Raises:

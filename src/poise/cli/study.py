@@ -1,35 +1,22 @@
-"""`poise study`: how well does a probe on this model's own states tell what a prompt is worth?
+"""The command `poise study`: value estimates of a model's prompts, judged on held-out ones.
 
-The rule: what is drawn is kept as it comes, and the same command goes on. What is wrong with the input is one sentence
-and exit code 2.
+What is drawn is kept as it comes, and the same command goes on.
 """
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from poise.cli.eval import chat_template_options, folder_name
-from poise.cli.terminal import console, quiet_hosts
+from poise.cli.given_settings import numbers
+from poise.cli.terminal import console, quiet_hosts, shown_progress
 
 if TYPE_CHECKING:
     from poise.lab.study.settings import StudySettings
     from poise.lab.study.study import StudyResults
-    from poise.lab.study.task_rollouts import Watch
-
-
-EMBEDDED_SIZES: dict[str, Any] = {
-    "prompts": 256,
-    "held_out_prompts": 128,
-    "evidence": 4,
-    "critic_epochs": 10,
-    "critic_learning_rates": (1e-4, 3e-4, 1e-3),
-}
-"""Defaults for the embedded model: minutes on two CPU cores."""
 
 OTHER_SIZES: dict[str, Any] = {
     "prompts": 128,
@@ -38,7 +25,8 @@ OTHER_SIZES: dict[str, Any] = {
     "critic_epochs": 2,
     "critic_learning_rates": (3e-5,),
 }
-"""Defaults for other models: with 135 M parameters and five short tasks about an hour on two CPU cores."""
+"""Defaults for models other than the embedded one, which has those of `StudySettings`: minutes on two CPU cores, and
+about an hour for 135 M parameters and five short tasks."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -105,21 +93,23 @@ def study(
                 return print_swapped(rollouts, model, layers=layers, temperature=temperature)
             from poise.lab.study.settings import TABLES, StudySettings
 
-            sizes = EMBEDDED_SIZES if model in (None, "embedded") else OTHER_SIZES
+            sizes = {} if model in (None, "embedded") else OTHER_SIZES
             given = {
                 "prompts": prompts,
                 "held_out_prompts": held_out_prompts,
-                "evidence": min(sizes["evidence"], k) if evidence is None else evidence,
+                "evidence": min(sizes.get("evidence", 4), k) if evidence is None else evidence,
                 "critic_epochs": critic_epochs,
-                "critic_learning_rates": learning_rates(critic_learning_rates) if critic_learning_rates else None,
+                "critic_learning_rates": None
+                if critic_learning_rates is None
+                else numbers(critic_learning_rates, name="--critic-learning-rates", such_as="1e-4,1e-3"),
             }
             settings = StudySettings(
                 model or "embedded",
                 tuple(task or ["embedded"]),
                 older_model=older_model,
                 k=k,
-                layers=None if layers is None else tuple(whole_numbers(layers, name="--layers")),
-                pools=tuple(whole_numbers(pools, name="--pools")),
+                layers=None if layers is None else numbers(layers, name="--layers", such_as="1,2"),
+                pools=numbers(pools, name="--pools", such_as="1,2"),
                 chat=chat,
                 temperature=temperature,
                 max_completion_length=max_completion_length,
@@ -143,7 +133,7 @@ def study(
 
 
 def _studied(settings: "StudySettings", folder: Path, *, chat_options: dict[str, Any]) -> None:
-    from poise.lab.study.pages import study_markdown, task_markdown
+    from poise.lab.study.pages import study_markdown, task_markdown, write_study
     from poise.lab.study.study import study
 
     command = shlex.join(["poise", *sys.argv[1:]])
@@ -152,7 +142,7 @@ def _studied(settings: "StudySettings", folder: Path, *, chat_options: dict[str,
         write_study(results, folder, command=command)
         typer.echo(task_markdown(results.tasks[-1]))
 
-    with shown_work() as watch:
+    with shown_progress() as watch:
         results = study(settings, folder, chat_options=chat_options, watch=watch, report=report)
     for sentence in results.skipped:
         console.print(f"left out: {sentence}", soft_wrap=True)
@@ -168,87 +158,20 @@ def print_swapped(paths: list[Path], model: str | None, *, layers: str | None, t
         FileNotFoundError: If a file is not there.
         ValueError: If the files are not rollouts of a run, or not of this model.
     """
-    from poise.lab.study.saved import saved_features, saved_rollouts
+    from poise.features.hidden_states import checked_layers, decoder_blocks
+    from poise.lab.study.rollouts import Reader
+    from poise.lab.study.saved import saved_features, saved_rollouts, swapped_baselines, swapped_markdown
     from poise.lab.study.study import loaded_policy
-    from poise.lab.study.swapping import swapped_baselines, swapped_markdown
 
     rollouts = saved_rollouts(paths)
     features = weights = None
-    with shown_work() as watch:
+    with shown_progress() as watch:
         if model is not None:
-            layer = None if layers is None else whole_numbers(layers, name="--layers")[0]
-            total = len(rollouts.prompts)
+            given = None if layers is None else numbers(layers, name="--layers", such_as="1,2")[:1]
             policy, tokenizer = loaded_policy(model)
-            features, weights = saved_features(
-                rollouts,
-                policy,
-                tokenizer,
-                model=model,
-                layer=layer,
-                temperature=temperature,
-                watch=lambda done: watch("reading rollouts", done, total),
-            )
-        swapped = swapped_baselines(rollouts, features, weights, watch=lambda name: watch(f"making {name}", 0, 0))
+            layer = checked_layers(given, depth=len(decoder_blocks(policy)[1]))
+            watch("reading rollouts", 0, 0)
+            reader = Reader(policy, tokenizer, list(layer), [10], temperature)
+            features, weights = saved_features(rollouts, reader, model=model)
+        swapped = swapped_baselines(rollouts, features, weights, watch=watch)
     typer.echo(swapped_markdown(swapped))
-
-
-def write_study(results: "StudyResults", folder: Path, *, command: str) -> None:
-    """Write the page, the numbers and the figures of a study."""
-    from poise.lab.study.figures import write_figures
-    from poise.lab.study.pages import study_json, study_markdown
-
-    (folder / "study.md").write_text(study_markdown(results, command=command), encoding="utf-8")
-    (folder / "study.json").write_text(study_json(results, command=command), encoding="utf-8")
-    write_figures(results, folder / "figures")
-
-
-def whole_numbers(text: str, *, name: str) -> list[int]:
-    """Numbers out of `1,2,3`.
-
-    Raises:
-        ValueError: If one is none.
-    """
-    try:
-        return [int(each) for each in text.split(",")]
-    except ValueError:
-        raise ValueError(f"{name} needs whole numbers such as 1,2, got {text!r}") from None
-
-
-def learning_rates(text: str) -> tuple[float, ...]:
-    """Numbers out of `1e-4,1e-3`.
-
-    Raises:
-        ValueError: If one is none.
-    """
-    try:
-        return tuple(float(each) for each in text.split(","))
-    except ValueError:
-        raise ValueError(f"--critic-learning-rates needs numbers such as 1e-4,1e-3, got {text!r}") from None
-
-
-@contextmanager
-def shown_work() -> "Iterator[Watch]":
-    """A function that shows what goes on: a bar in a terminal, a line now and then in a log file."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    if not console.is_terminal:
-
-        def watch_lines(what: str, done: int, total: int) -> None:
-            every = max(1, total // 10)
-            if total == 0 or done in (0, total) or done % every == 0:
-                console.print(f"{what} {done}/{total}" if total else what, soft_wrap=True)
-
-        yield watch_lines
-        return
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console) as bar:
-        shown = bar.add_task("")
-        last = ""
-
-        def watch_bar(what: str, done: int, total: int) -> None:
-            nonlocal last
-            if total and what != last:  # the time left is that of this part
-                bar.reset(shown)
-            last = what
-            bar.update(shown, description=what, completed=done, total=total or None)
-
-        yield watch_bar

@@ -5,7 +5,7 @@ import math
 import torch
 
 from poise.features.scalars import SCALARS
-from poise.lab.study.drawing import StudyRollouts
+from poise.lab.study.rollouts import StudyRollouts
 from poise.storage.run_directory import RunDirectory
 
 LAYERS, POOLS, WIDTH = [0, 2], [1, 10], 6

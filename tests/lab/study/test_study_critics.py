@@ -10,9 +10,10 @@ from study_world import made_up_rollouts
 
 from poise.lab.study import critics
 from poise.lab.study.comparisons import best_in_hindsight
-from poise.lab.study.critics import CriticFitting, critic_estimates, kept_critic_estimates
+from poise.lab.study.critics import CriticFitting, fit_critic, fit_critics
 from poise.lab.study.judging import absolute_error, judged
 
+NAMES = {True: "trajectory critic", False: "prompt-only critic"}
 FITTING = CriticFitting(epochs=6, learning_rates=(1e-3,), batch_size=8, held_back=0.2)
 
 
@@ -40,8 +41,7 @@ def error(estimates, values):
 def test_a_critic_of_the_trajectory_knows_what_one_of_the_prompt_cannot(tiny_model, world):
     training, held_out, values = world
     trajectory, prompt = (
-        critic_estimates(tiny_model, training, held_out, reads_completion=reads, fitting=FITTING)
-        for reads in (True, False)
+        fit_critic(tiny_model, training, held_out, name=NAMES[reads], fitting=FITTING) for reads in (True, False)
     )
     assert error(trajectory, values) < 0.05
     assert error(prompt, values) > 0.2  # a quarter is knowing nothing
@@ -54,7 +54,7 @@ def test_a_row_is_fitted_to_its_siblings_reward_and_not_to_its_own(tiny_model, w
     training.rewards[:, 0], training.rewards[:, 1] = 1.0, 0.0
     for completions in training.completion_ids:
         completions[0], completions[1] = [7, 20], [8, 20]
-    estimates = critic_estimates(tiny_model, training, held_out, reads_completion=True, fitting=FITTING)
+    estimates = fit_critic(tiny_model, training, held_out, name="trajectory critic", fitting=FITTING)
     told_right = torch.tensor([completions[0][0] == 7 for completions in held_out.completion_ids])
     assert estimates.values[told_right, 0].mean() < 0.2
     assert estimates.values[~told_right, 0].mean() > 0.8
@@ -67,7 +67,7 @@ def test_held_out_rewards_reach_no_critic(tiny_model, world, reads_completion):
     other = copy.deepcopy(held_out)
     other.rewards[:] = 1 - other.rewards
     first, second = (
-        critic_estimates(tiny_model, training, each, reads_completion=reads_completion, fitting=fitting).values
+        fit_critic(tiny_model, training, each, name=NAMES[reads_completion], fitting=fitting).values
         for each in (held_out, other)
     )
     assert torch.equal(first, second)
@@ -76,11 +76,11 @@ def test_held_out_rewards_reach_no_critic(tiny_model, world, reads_completion):
 def test_the_learning_rate_is_chosen_on_held_back_training_prompts(tiny_model, world):
     training, held_out, values = world
     lame, able = 1e-9, 1e-3
-    chosen = critic_estimates(
+    chosen = fit_critic(
         tiny_model,
         training,
         held_out,
-        reads_completion=True,
+        name="trajectory critic",
         fitting=CriticFitting(epochs=6, learning_rates=(lame, able), batch_size=8, held_back=0.2),
     )
     assert error(chosen, values) < 0.05
@@ -93,7 +93,7 @@ def test_in_hindsight_the_epoch_that_judging_rollouts_like_best_is_taken(tiny_mo
     training, held_out, _ = world
     lame, able = 1e-9, 1e-3
     fitting = CriticFitting(epochs=3, learning_rates=(able, lame), batch_size=8, held_back=0.2, hindsight=True)
-    critic = critic_estimates(tiny_model, training, held_out, reads_completion=True, fitting=fitting)
+    critic = fit_critic(tiny_model, training, held_out, name="trajectory critic", fitting=fitting)
     assert critic.each_epoch.shape[1:] == critic.values.shape == (24, 2)
     assert 4 <= len(critic.each_epoch) <= 6  # of both rates; the lame one may stop early
     assert any(torch.equal(said, critic.values) for said in critic.each_epoch)
@@ -110,8 +110,12 @@ def test_in_hindsight_the_epoch_that_judging_rollouts_like_best_is_taken(tiny_mo
 def test_taking_down_each_epoch_leaves_the_fit_as_it_is(tiny_model, world):
     training, held_out, _ = world
     plain, watched = (
-        critic_estimates(
-            tiny_model, training, held_out, reads_completion=False, fitting=dataclasses.replace(FITTING, hindsight=each)
+        fit_critic(
+            tiny_model,
+            training,
+            held_out,
+            name="prompt-only critic",
+            fitting=dataclasses.replace(FITTING, hindsight=each),
         )
         for each in (False, True)
     )
@@ -124,27 +128,27 @@ def test_what_a_critic_said_is_kept_and_another_one_is_fitted_for_other_settings
 ):
     training, held_out, _ = world
     fitting = CriticFitting(epochs=1, learning_rates=(1e-3,))
-    first = kept_critic_estimates(tmp_path / "critics", tiny_model, training, held_out, fitting=fitting)
+    first = fit_critics(tmp_path / "critics", tiny_model, training, held_out, fitting=fitting)
 
     def refuse(*args, **options):
         raise AssertionError("it was fitted again")
 
-    monkeypatch.setattr(critics, "critic_estimates", refuse)
-    again = kept_critic_estimates(tmp_path / "critics", tiny_model, training, held_out, fitting=fitting)
+    monkeypatch.setattr(critics, "fit_critic", refuse)
+    again = fit_critics(tmp_path / "critics", tiny_model, training, held_out, fitting=fitting)
     assert list(first) == list(again) == ["prompt-only critic", "trajectory critic"]
     for name, each in first.items():
         assert torch.equal(each.values, again[name].values)
         assert (each.seconds, each.extra_bytes) == (again[name].seconds, again[name].extra_bytes)
         assert each.chosen == again[name].chosen != ""
     with pytest.raises(AssertionError, match="fitted again"):
-        kept_critic_estimates(tmp_path / "critics", tiny_model, training, held_out, fitting=CriticFitting(2, (1e-3,)))
+        fit_critics(tmp_path / "critics", tiny_model, training, held_out, fitting=CriticFitting(2, (1e-3,)))
     looking_back = dataclasses.replace(fitting, hindsight=True)
     with pytest.raises(AssertionError, match="fitted again"):
-        kept_critic_estimates(tmp_path / "critics", tiny_model, training, held_out, fitting=looking_back)
+        fit_critics(tmp_path / "critics", tiny_model, training, held_out, fitting=looking_back)
     monkeypatch.undo()
-    fitted = kept_critic_estimates(tmp_path / "critics", tiny_model, training, held_out, fitting=looking_back)
-    monkeypatch.setattr(critics, "critic_estimates", refuse)
+    fitted = fit_critics(tmp_path / "critics", tiny_model, training, held_out, fitting=looking_back)
+    monkeypatch.setattr(critics, "fit_critic", refuse)
     for wanted in (looking_back, fitting):
-        again = kept_critic_estimates(tmp_path / "critics", tiny_model, training, held_out, fitting=wanted)
+        again = fit_critics(tmp_path / "critics", tiny_model, training, held_out, fitting=wanted)
         for name, each in fitted.items():
             assert torch.equal(each.each_epoch, again[name].each_epoch)

@@ -1,17 +1,14 @@
 """A study's rollouts are drawn once, end the same however often they were interrupted, and are of no two sides."""
 
 import dataclasses
-import json
 
 import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from poise.evaluate import Sampling, measured_completions
 from poise.evaluate.evaluation import Evaluation, EvaluationSettings, problems_fingerprint, weights_fingerprint
-from poise.lab.study.drawing import check_same_study, distinct_problems, draw, drawn_rollouts
-from poise.lab.study.reading import reading
+from poise.lab.study.rollouts import Reader, distinct_problems, draw, drawn_rollouts
 from poise.models.embedded import load_embedded_model
 from poise.rewards import Grader
 from poise.tasks.problem import Problem
@@ -49,21 +46,12 @@ def evaluation(path, policy, **changes):
 def drawn(path, policy, *, stop_after=None):
     each = evaluation(path, policy)
 
-    def watch(num_done):
-        if num_done == stop_after:
+    def watch(what, done, total):
+        if done == stop_after:
             raise KeyboardInterrupt
 
     with Grader() as grader:
-        draw(
-            each,
-            *policy,
-            grader.rewards,
-            featured=2,
-            layers=LAYERS,
-            pools=POOLS,
-            end_of_thinking_ids=policy[1].encode("</think>"),
-            watch=watch,
-        )
+        draw(each, Reader(*policy, LAYERS, POOLS, 1.0), grader.rewards, featured=2, watch=watch)
     return each
 
 
@@ -114,14 +102,7 @@ def test_what_is_found_again_is_what_was_sampled(policy, whole):
     assert tokenizer.decode(ids, skip_special_tokens=True) == row.completion
     assert len(ids) == row.num_tokens
     assert float(rollouts.rewards[3, 1]) == row.reward
-    again = reading(
-        model,
-        [rollouts.prompt_ids[3]],
-        [ids],
-        layers=LAYERS,
-        pools=POOLS,
-        end_of_thinking_ids=tokenizer.encode("</think>"),
-    )
+    again = Reader(model, tokenizer, LAYERS, POOLS, 1.0)([rollouts.prompt_ids[3]], [ids])
     assert torch.allclose(rollouts.completion_states[2][3, 1], again.completion[2][0], atol=1e-4)
     assert torch.allclose(rollouts.prompt_states[2][3], again.prompt[2][0], atol=1e-4)
     assert torch.allclose(rollouts.scalars[3, 1], again.scalars[0], atol=1e-4)
@@ -147,14 +128,6 @@ def test_prompts_with_an_ungradable_rollout_are_left_out(whole):
     assert rollouts.gradable().prompts == [text for k, text in enumerate(rollouts.prompts) if k != 2]
 
 
-def test_the_sampled_tokens_are_told_with_the_one_that_ends_them(policy):
-    model, tokenizer = policy
-    [each] = measured_completions(model, tokenizer, ["3+4:"], sampling=Sampling(24), seed=0)
-    assert len(each.token_ids) == each.num_tokens
-    assert (each.token_ids[-1] == tokenizer.eos_token_id) == (not each.truncated)
-    assert tokenizer.decode(each.token_ids, skip_special_tokens=True) == each.text
-
-
 def test_no_prompt_lies_on_both_sides_and_none_comes_twice():
     def problems(num, *, seed, split="train"):
         return [Problem(f"q{k % 7}", "1", "d") for k in range(num)]
@@ -164,23 +137,3 @@ def test_no_prompt_lies_on_both_sides_and_none_comes_twice():
     training = distinct_problems(task, 10, seed=0, split="train", apart_from=held_out)
     assert [each.prompt for each in held_out] == ["q0", "q1", "q2"]
     assert [each.prompt for each in training] == ["q3", "q4", "q5", "q6"]
-
-
-def test_a_folder_of_another_study_is_refused(tmp_path):
-    folder = tmp_path / "study"
-    check_same_study(folder, {"k": 8, "pools": (1, 5)})
-    before = (folder / "config.json").read_text()
-    check_same_study(folder, {"k": 8, "pools": (1, 5)})
-    with pytest.raises(ValueError, match="holds another study: k is 8 there and 9 here"):
-        check_same_study(folder, {"k": 9, "pools": (1, 5)})
-    assert (folder / "config.json").read_text() == before
-    assert json.loads(before) == {"k": 8, "pools": [1, 5]}
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="something that is no study"):
-        check_same_study(tmp_path, {"k": 8})
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
-        check_same_study(tmp_path, {"k": 8})

@@ -11,7 +11,8 @@ import poise
 from oracles import ScikitLearnProbe
 from poise.features.rollout_features import MEAN_ENTROPIES
 from poise.features.scalars import SCALARS
-from poise.lab.study.estimators import PAIR, View, features, online_estimates, ready_after_one_step
+from poise.lab.study.estimators import View, features, online_estimates, ready_after_one_step
+from poise.lab.study.settings import PAIR
 
 VIEW = View(layer=2, pool_tokens=10)
 NAMES = ["poise-value", "poise", "prompt-only", "shrunk-rloo", "paper", "released-qwen3-4b", "rloo"]

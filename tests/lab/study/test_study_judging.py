@@ -6,16 +6,14 @@ import torch
 from scipy import stats
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
+from poise.lab.study.comparisons import noise_of
 from poise.lab.study.judging import (
     MEASURES,
     calibration_points,
-    interval,
     judged,
     judged_oracle,
-    resampled_prompts,
     value_error,
 )
-from poise.lab.study.tables import noise_of
 
 
 @pytest.fixture
@@ -112,25 +110,6 @@ def test_one_judging_rollout_is_too_few():
 def test_measures_that_are_not_defined_are_nan():
     constant = judged(torch.full((6, 1), 0.5), torch.zeros(6, 4, dtype=torch.float64))
     assert all(np.isnan(MEASURES[name](constant)) for name in ("pearson", "spearman", "auroc", "brier_skill"))
-
-
-def test_the_same_prompts_are_resampled_for_every_estimator():
-    first, again = (resampled_prompts(9, times=4, seed=1) for _ in range(2))
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not np.array_equal(first[0], first[1])
-
-
-def test_an_interval_leaves_out_a_fortieth_on_each_side():
-    assert interval([*map(float, range(41)), float("nan")]) == pytest.approx((1.0, 39.0))
-
-
-def test_intervals_over_prompts_cover_the_truth_as_often_as_they_say():
-    hits = []
-    for _, rewards, estimates in simulated(60):
-        each = judged(estimates, rewards)
-        low, high = interval([value_error(each[rows]) for rows in resampled_prompts(50, times=40, seed=0)])
-        hits.append(low <= (0.1**2 + 0.2**2) / 2 <= high)
-    assert np.mean(hits) > 0.8
 
 
 def test_the_noise_ceiling_is_the_share_of_variance_that_lies_between_prompts():

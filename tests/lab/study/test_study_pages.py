@@ -1,16 +1,19 @@
 """The page of a study says of every critic what its table says."""
 
 import pytest
+import torch
 
+from poise.lab.study.comparisons import Line, Noise, Table
+from poise.lab.study.estimators import Estimates
 from poise.lab.study.judging import MEASURES
 from poise.lab.study.pages import summary_markdown
 from poise.lab.study.study import TaskStudy
-from poise.lab.study.tables import Line, Noise, Table
 
 
 def line(name, mae, *, seconds, reference_mae=None):
     ratio = None if reference_mae is None else (reference_mae / mae, 0.1, 0.9)
-    return Line(name, dict.fromkeys(MEASURES, 0.0) | {"mae": mae}, {}, ratio, seconds)
+    cost = Estimates(torch.zeros(1, 1), seconds, None, 0)
+    return Line(name, dict.fromkeys(MEASURES, 0.0) | {"mae": mae}, {}, ratio, cost)
 
 
 def one_task(*critics, ceiling=0.5):

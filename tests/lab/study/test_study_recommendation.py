@@ -1,35 +1,20 @@
 """What a study recommends is the simplest choice that is as good, and `poise train` takes it as it is."""
 
-import math
-
 import pytest
 import torch
 import yaml
 
-from poise.lab.study.comparisons import EVIDENCE
-from poise.lab.study.recommendation import Recommendation, recommendation, simplest_within_one_error
-from poise.lab.study.tables import Line, Table
+from poise.lab.study.comparisons import EVIDENCE, Line, Table
+from poise.lab.study.estimators import Estimates
+from poise.lab.study.recommendation import Recommendation, recommendation
 from poise.train.config import run_settings
 
-
-def test_the_simplest_choice_within_one_standard_error_is_taken():
-    lowest = torch.zeros(100, dtype=torch.float64)
-    spread = torch.tensor([0.1, -0.1], dtype=torch.float64).repeat(50)
-    error = 0.1 * math.sqrt(100 / 99) / 10  # of the mean of the differences
-    near, far = spread + 0.9 * error, spread + 1.1 * error
-    assert simplest_within_one_error({"far": far, "near": near, "lowest": lowest}) == "near"
-    assert simplest_within_one_error({"lowest": lowest, "near": near}) == "lowest"
-
-
-def test_differences_are_paired_by_prompt():
-    hard = torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    # Prompts differ far more than choices do; a choice that is worse on each of them is worse.
-    assert simplest_within_one_error({"worse": hard + 0.001, "better": hard}) == "better"
+NOTHING = torch.zeros(1, 1)
 
 
 def table(names, errors):
     lines = [
-        Line(name, {}, {}, fold_errors=torch.full((10,), error, dtype=torch.float64), at=at)
+        Line(name, {}, {}, cost=Estimates(NOTHING, 0.0, None, 0, torch.full((10,), error, dtype=torch.float64)), at=at)
         for (name, at), error in zip(names, errors, strict=True)
     ]
     return Table("", "", lines)

@@ -1,35 +1,38 @@
-"""Which comparisons does a study make of one task?
+"""The comparisons that a study makes of one task, each a table.
 
-The rule: within a comparison everything is fitted on the same training pairs, but where their number or their policy is
-the subject.
+Within a comparison everything is fitted on the same training pairs, but where their number or their policy is the
+subject. All lines of a table are judged by the same rollouts of the same held-out prompts; intervals and ratios
+resample those prompts alike.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 import poise
+from poise.diagnostics.pairs import PairScoreboard
+from poise.evaluate.statistics import bootstrap_interval
 from poise.features.rollout_features import MEAN_ENTROPIES
 from poise.features.scalars import SCALARS
-from poise.lab.study.drawing import StudyRollouts
+from poise.lab.progress import Watch, silent
 from poise.lab.study.estimators import Estimates, View, online_estimates
-from poise.lab.study.judging import MEASURES, OF_VALUE_ALONE, absolute_error, judged, judged_oracle
-from poise.lab.study.tables import (
-    FEWEST_TRAINING_PROMPTS,
-    REFERENCE,
-    Line,
-    Material,
-    Table,
-    measured_line,
-    side_by_side,
-)
+from poise.lab.study.judging import MEASURES, OF_VALUE_ALONE, Judged, absolute_error, judged, judged_oracle
+from poise.lab.study.rollouts import StudyRollouts
+from poise.lab.study.settings import FEWEST_TRAINING_PROMPTS
 from poise.probe.evidence import BLOCKS
+from poise.storage.run_directory import finite
 
+LOWEST_CEILING = 0.1
+"""Below this noise ceiling a task says nothing about any estimator."""
+REFERENCE = "poise-value"
+"""The estimator that all others are compared with."""
 IN_HINDSIGHT = ", in hindsight"
 """Ends the name of what held-out rewards have chosen."""
 
@@ -75,28 +78,147 @@ LEARNED = {
 """What is compared over numbers of training prompts and over the age of the window."""
 
 
+@dataclass(frozen=True)
+class Noise:
+    """How far rewards of held-out prompts can be told at all."""
+
+    mean_reward: float
+    value_variance: float
+    ceiling: float
+    """The largest share of the rewards' variance that any baseline could take off."""
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether the task is too alike over prompts to compare estimators on it."""
+        return not self.ceiling >= LOWEST_CEILING
+
+
+def noise_of(rewards: Float[Tensor, "prompts rollouts"]) -> Noise:
+    """What several rollouts of each prompt tell (`poise.diagnostics.pairs`)."""
+    groups = torch.arange(len(rewards)).repeat_interleave(rewards.shape[1])
+    flat = rewards.flatten()
+    scoreboard = PairScoreboard().observe(flat, flat.mean().expand_as(flat), groups, torch.ones_like(flat).bool())
+    count, _, square, products, *_ = scoreboard.sums.tolist()
+    return Noise(float(flat.mean()), (products - square) / count, scoreboard.metrics()["noise_ceiling"])
+
+
+@dataclass(frozen=True)
+class Line:
+    """One estimator in a table."""
+
+    name: str
+    measures: dict[str, float]
+    """By the names of `poise.lab.study.judging.MEASURES`; NaN where one does not apply."""
+    intervals: dict[str, tuple[float, float]]
+    ratio: tuple[float, float, float] | None = None
+    """The reference's mean absolute error over this one's, and its interval; below 1 the reference is nearer."""
+    cost: Estimates | None = None
+    """What it took to fit, and errors on training prompts; None where nothing was fitted, or several fits were."""
+    at: int | None = None
+    """Where it stands on the axis of a sweep."""
+
+    def as_json(self) -> dict[str, Any]:
+        """In plain values; None where something does not apply."""
+        shown: dict[str, Any] = {"name": self.name}
+        for name, value in self.measures.items():
+            ends = {"interval_95": list(self.intervals[name])} if name in self.intervals else {}
+            shown[name] = {"value": value} | ends
+        if self.ratio is not None:
+            shown["reference_mae_over_this"] = {"value": self.ratio[0], "interval_95": list(self.ratio[1:])}
+        costs = ("seconds", "cpu_seconds", "extra_bytes")
+        return finite(shown | {name: self.cost and getattr(self.cost, name) for name in costs})
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines that are compared."""
+
+    title: str
+    about: str
+    """What is compared, in a sentence or two."""
+    lines: list[Line]
+    shown: tuple[str, ...] = ("mae", "value_error", "pearson", "brier_skill")
+    """Measures that are printed."""
+    axis: str = ""
+    """What a sweep goes over."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the tables of one task are made from."""
+
+    training: StudyRollouts
+    held_out: StudyRollouts
+    judges: int
+    """Rollouts of a held-out prompt that judge; later ones are its history."""
+    view: View
+    resamples: int
+    """Of held-out prompts, for intervals."""
+    seed: int
+    watch: Watch = silent
+    """Told what is fitted next."""
+
+    @property
+    def judging_rewards(self) -> Float[Tensor, "prompts judges"]:
+        """Those that judge; the ones that are evidence are among them, but never judge what was made from them."""
+        return self.held_out.rewards[:, : self.judges]
+
+    def judged(self, estimates: Estimates) -> Judged:
+        """Estimates beside what judges them."""
+        return judged(estimates.values, self.judging_rewards)
+
+    def estimates(self, name: str, preset: poise.Preset, view: View | None = None, **options: Any) -> Estimates:
+        """Of all held-out prompts by a baseline of the library."""
+        self.watch(f"fitting {name}", 0, 0)
+        training = options.pop("training", self.training)
+        return online_estimates(preset, training, self.held_out, view or self.view, **options)
+
+    def line(
+        self,
+        name: str,
+        each: Judged | Estimates,
+        *,
+        measures: Iterable[str] = ("mae", "value_error"),
+        reference: Judged | None = None,
+        at: int | None = None,
+    ) -> Line:
+        """An estimator's line; `measures` are those with intervals."""
+        cost = each if isinstance(each, Estimates) else None
+        found = self.judged(each) if isinstance(each, Estimates) else each
+        intervals = {
+            measure: self._interval(lambda rows, of=MEASURES[measure]: of(found[rows])) for measure in measures
+        }
+        ratio = None
+        if reference is not None:
+            ends = self._interval(lambda rows: _ratio(reference[rows], found[rows]))
+            ratio = (_ratio(reference, found), *ends)
+        return Line(name, {m: measure(found) for m, measure in MEASURES.items()}, intervals, ratio, cost, at)
+
+    def _interval(self, statistic: Any) -> tuple[float, float]:
+        return bootstrap_interval(statistic, len(self.held_out), resamples=self.resamples, seed=self.seed)
+
+
+def _ratio(reference: Judged, each: Judged) -> float:
+    error = absolute_error(each)
+    return absolute_error(reference) / error if error else math.nan
+
+
 def estimator_table(material: Material, critics: Mapping[str, Estimates]) -> Table:
     """Every estimator from one rollout of the prompt, critics among them."""
-    made = {}
+    made: dict[str, Estimates] = {}
     for name, preset in online_presets(material.training.domains).items():
-        material.watch(name)
-        made[name] = material.estimates(preset)
+        made[name] = material.estimates(name, preset)
     for name, critic in critics.items():
         made[name] = critic
         if critic.each_epoch is not None:
             made[name + IN_HINDSIGHT] = best_in_hindsight(critic, material.judging_rewards)
-    reference = judged(made[REFERENCE].values, material.judging_rewards)
-    material.watch("intervals")
+    reference = material.judged(made[REFERENCE])
     lines = [
         material.line(name, estimates, measures=MEASURES, reference=None if name == REFERENCE else reference)
         for name, estimates in made.items()
     ]
-    oracle = measured_line(
-        "mean of the other rollouts",
-        judged_oracle(material.judging_rewards),
-        material.samples,
-        with_intervals=OF_VALUE_ALONE,
-    )
+    others = judged_oracle(material.judging_rewards)
+    oracle = material.line("mean of the other rollouts", others, measures=OF_VALUE_ALONE)
     known = {name: oracle.measures[name] for name in OF_VALUE_ALONE}
     lines.append(dataclasses.replace(oracle, measures=dict.fromkeys(MEASURES, math.nan) | known))
     about = (
@@ -166,13 +288,11 @@ def feature_table(material: Material) -> Table:
     arms["all, and a history of two rollouts"] = ({}, {"history": True})
     lines = []
     for name, (changes, options) in arms.items():
-        material.watch(name)
-        estimates = material.estimates(poise.preset("poise-value", **changes), **options)
+        estimates = material.estimates(name, poise.preset("poise-value", **changes), **options)
         lines.append(material.line(name, estimates))
     for name, (prompt, completion, read) in PAPERS_FEATURES.items():
-        material.watch(f"paper: {name}")
         view = dataclasses.replace(material.view, prompt_states=prompt, completion_states=completion)
-        estimates = material.estimates(poise.preset("paper", scalars=read), view)
+        estimates = material.estimates(f"paper: {name}", poise.preset("paper", scalars=read), view)
         lines.append(material.line(f"paper: {name}", estimates))
     about = (
         "`poise-value` with some of its evidence; from `rewards` on, the sibling's reward is in. History: what the "
@@ -207,8 +327,7 @@ def _swept(material: Material, views: Mapping[int, View], *, axis: str) -> list[
     lines = []
     for name, evidence in SWEPT_EVIDENCE.items():
         for at, view in views.items():
-            material.watch(f"{axis} {at}, {name}")
-            estimates = material.estimates(poise.preset("poise-value", evidence=evidence), view)
+            estimates = material.estimates(f"{axis} {at}", poise.preset("poise-value", evidence=evidence), view)
             lines.append(material.line(f"{name}, {at}", estimates, at=at))
     return lines
 
@@ -217,31 +336,27 @@ def probe_table(material: Material) -> Table:
     """Each kind of probe that the authors' release offers."""
     lines = []
     for name, changes in PROBE_KINDS.items():
-        material.watch(f"probe {name}")
         preset = poise.preset("released-qwen3-4b", own_domain=False, **changes)
-        lines.append(material.line(name, material.estimates(preset)))
+        lines.append(material.line(name, material.estimates(f"probe {name}", preset)))
     about = "`released-qwen3-4b` with one probe for all domains, and with other kinds of probes on the same features."
     return Table("Probes", about, lines)
 
 
-def size_table(material: Material, *, seed: int) -> Table:
+def size_table(material: Material) -> Table:
     """Fewer training prompts."""
     num = len(material.training)
     sizes = [FEWEST_TRAINING_PROMPTS * 2**k for k in range(20) if FEWEST_TRAINING_PROMPTS * 2**k < num]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(material.seed)
     orders = [torch.randperm(num, generator=generator).tolist() for _ in range(SUBSETS)]
     lines = []
     for name, preset in LEARNED.items():
         for size in [*sizes, num]:
-            material.watch(f"{name}, {size} training prompts")
             subsets = [sorted(order[:size]) for order in (orders if size < num else orders[:1])]
-            values = [
-                online_estimates(preset, material.training[rows], material.held_out, material.view).values
+            each = [
+                material.judged(material.estimates(f"{name}, {size} prompts", preset, training=material.training[rows]))
                 for rows in subsets
             ]
-            each = side_by_side([judged(one, material.judging_rewards) for one in values])
-            line = measured_line(name, each, material.samples, with_intervals=("mae", "value_error"))
-            lines.append(dataclasses.replace(line, name=f"{name}, {size}", at=size))
+            lines.append(material.line(f"{name}, {size}", side_by_side(each), at=size))
     about = f"Two rollouts a prompt; fewer prompts than all: the mean over {SUBSETS} draws of them."
     return Table("Training prompts", about, lines, axis="training prompts")
 
@@ -251,11 +366,16 @@ def age_table(material: Material, older: StudyRollouts) -> Table:
     lines = []
     for name, preset in LEARNED.items():
         for whose, training in (("this model", material.training), ("the older model", older)):
-            material.watch(f"{name}, rollouts of {whose}")
-            estimates = online_estimates(preset, training, material.held_out, material.view)
+            estimates = material.estimates(f"{name}, rollouts of {whose}", preset, training=training)
             lines.append(material.line(f"{name}, rollouts of {whose}", estimates))
     about = (
         "Fitted on rollouts of the same training prompts by this model or by an older one, judged on held-out rollouts "
         "of this one: what a window costs whose policy has moved on."
     )
     return Table("Window age", about, lines)
+
+
+def side_by_side(parts: Sequence[Judged]) -> Judged:
+    """One set of estimates with the choices of evidence of several."""
+    names = [each.name for each in dataclasses.fields(Judged)]
+    return Judged(*(np.concatenate([getattr(part, name) for part in parts], axis=1) for name in names))

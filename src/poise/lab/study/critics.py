@@ -1,7 +1,7 @@
-"""What does a critic of the policy's size say of held-out prompts, fine-tuned on the pairs that probes are fitted on?
+"""Critics of the policy's size, fine-tuned on the pairs that probes are fitted on, and their estimates.
 
-The rule: a critic gets its best chance. Learning rate and epoch are chosen on training prompts that it was not trained
-on; only the fit that is chosen counts as its cost. What it said is kept in a file, for it is dear.
+A critic gets its best chance: learning rate and epoch are chosen on training prompts that it was not trained on, and
+only the fit that is chosen counts as its cost. Its estimates are kept in a file, for they are dear.
 """
 
 import dataclasses
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from poise.baselines import sibling_means
 from poise.lab.critic import SequenceCritic
-from poise.lab.study.drawing import StudyRollouts
-from poise.lab.study.estimators import PAIR, Estimates
+from poise.lab.progress import Watch, silent
+from poise.lab.study.estimators import Estimates
+from poise.lab.study.rollouts import StudyRollouts
+from poise.lab.study.settings import PAIR
 from poise.storage.whole_files import written_whole
 
 KINDS = {"prompt-only critic": False, "trajectory critic": True}
@@ -42,20 +44,20 @@ class CriticFitting:
     """Whether to take down what every epoch of every rate says of the held-out prompts."""
 
 
-def kept_critic_estimates(
+def fit_critics(
     folder: Path,
     policy: nn.Module,
     training: StudyRollouts,
     held_out: StudyRollouts,
     *,
     fitting: CriticFitting,
-    watch: Callable[[str, int, int], None] = lambda name, done, total: None,
+    watch: Watch = silent,
 ) -> dict[str, Estimates]:
     """What both kinds of critics say; from the folder, if one fitted in the same way has said it before.
 
     Args:
         folder: Of this task and this policy.
-        policy, training, held_out, fitting: See `critic_estimates`.
+        policy, training, held_out, fitting: See `fit_critic`.
         watch: Told the critic's name, batches done and batches at most to do.
     """
     folder.mkdir(exist_ok=True)
@@ -63,27 +65,24 @@ def kept_critic_estimates(
     del made_with["hindsight"]  # takes no part in the fit
     made_with["chosen_by"] = "squared error"
     critics = {}
-    for name, reads_completion in KINDS.items():
+    for name in KINDS:
         file = folder / f"{name.split()[0]}.safetensors"
         known = _read(file, made_with)
         if known is None or (fitting.hindsight and known.each_epoch is None):
-            told = _named(watch, name)
-            known = critic_estimates(
-                policy, training, held_out, reads_completion=reads_completion, fitting=fitting, watch=told
-            )
+            known = fit_critic(policy, training, held_out, name=name, fitting=fitting, watch=watch)
             _write(file, known, made_with)
         critics[name] = known
     return critics
 
 
-def critic_estimates(
+def fit_critic(
     policy: nn.Module,
     training: StudyRollouts,
     held_out: StudyRollouts,
     *,
-    reads_completion: bool,
+    name: str,
     fitting: CriticFitting,
-    watch: Callable[[int, int], None] = lambda done, total: None,
+    watch: Watch = silent,
 ) -> Estimates:
     """What a critic of the policy's size says, fine-tuned on the training pairs.
 
@@ -91,10 +90,11 @@ def critic_estimates(
         policy: Is copied.
         training: Of each prompt the first two draws are the pair.
         held_out: Each draw with features is evidence in turn.
-        reads_completion: Whether it reads a rollout and is used across rollouts, or reads the prompt alone.
+        name: Of `KINDS`.
         fitting: How.
         watch: Told batches done and at most to do, over all learning rates.
     """
+    reads_completion = KINDS[name]
     rewards = training.rewards[:, :PAIR]
     groups = torch.arange(len(training))
     targets = rewards.mean(dim=1)
@@ -129,7 +129,7 @@ def critic_estimates(
             seed=fitting.seed,
             groups=groups,
             held_back=fitting.held_back,
-            watch=_part_of(watch, tried, len(fitting.learning_rates)),
+            watch=_part_of(watch, name, tried, len(fitting.learning_rates)),
             after_epoch=take_down,
         )
         fits.append((min(fit.held_back_errors), learning_rate, critic, fit))
@@ -158,13 +158,9 @@ def _sequences(rollouts: StudyRollouts, draws: int) -> list[list[int]]:
     return [prompt + completion for prompt, completions in pairs for completion in completions[:draws]]
 
 
-def _part_of(watch: Callable[[int, int], None], part: int, num_parts: int) -> Callable[[int, int], None]:
+def _part_of(watch: Watch, name: str, part: int, num_parts: int) -> Callable[[int, int], None]:
     """What is told of one of several equal parts, told as of all."""
-    return lambda done, total: watch(part * total + done, num_parts * total)
-
-
-def _named(watch: Callable[[str, int, int], None], name: str) -> Callable[[int, int], None]:
-    return lambda done, total: watch(name, done, total)
+    return lambda done, total: watch(name, part * total + done, num_parts * total)
 
 
 def _read(file: Path, made_with: dict[str, object]) -> Estimates | None:

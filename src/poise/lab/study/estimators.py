@@ -1,9 +1,9 @@
-"""What does each estimator say a held-out prompt is worth, from one rollout of it?
+"""Estimates of what a held-out prompt is worth, each from one rollout of it.
 
-The rule: every estimator is fitted on the same pairs, the first two rollouts of each training prompt, and reads the
-same evidence, one rollout of the held-out prompt; no held-out reward but that of the evidence reaches it. Baselines
-are steps of `poise.OnlineBaseline`: one on the training pairs, then one on held-out rows of weight zero, which take no
-part in any fit.
+Every estimator is fitted on the same pairs, the first two rollouts of each training prompt, and reads the same
+evidence, one rollout of the held-out prompt; no held-out reward but that of the evidence reaches it. Baselines are
+steps of `poise.OnlineBaseline`: one on the training pairs, then one on held-out rows of weight zero, which take no part
+in any fit.
 
 Dimensions: P held-out prompts, E choices of evidence (a held-out prompt's draws with features, one at a time).
 """
@@ -12,6 +12,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,11 +21,9 @@ from torch import Tensor
 import poise
 from poise.features.rollout_features import MEAN_ENTROPIES
 from poise.features.scalars import SCALARS
-from poise.lab.study.drawing import StudyRollouts
-from poise.presets import EarlierStepsRecipe, LeaveOnePromptOutRecipe
-
-PAIR = 2
-"""Rollouts of a training prompt that estimators are fitted on."""
+from poise.lab.study.rollouts import StudyRollouts
+from poise.lab.study.settings import PAIR
+from poise.presets import LeaveOnePromptOutRecipe
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,24 @@ def features(rollouts: StudyRollouts, view: View, draws: Sequence[int]) -> poise
     """Features of some draws of every prompt as rows, prompt by prompt."""
     layer, num = rollouts.layers.index(view.layer), len(draws)
     index = torch.tensor(list(draws), dtype=torch.int64)
-    rows = len(rollouts) * num
     prompt = rollouts.prompt_states[view.pool_tokens][:, layer].repeat_interleave(num, dim=0)
     completion = rollouts.completion_states[view.pool_tokens][:, index, layer].flatten(0, 1)
-    scalars = dict(zip(SCALARS, rollouts.scalars[:, index].flatten(0, 1).T, strict=True))
-    return poise.Features(
-        prompt=prompt if view.prompt_states else prompt[:, :0],
-        completion=completion if view.completion_states else completion[:, :0],
-        entropies=torch.stack([scalars[name] for name in MEAN_ENTROPIES], dim=1),
-        missing=torch.zeros(rows, 4, dtype=torch.bool),
-        scalars=scalars,
+    return row_features(
+        prompt if view.prompt_states else prompt[:, :0],
+        completion if view.completion_states else completion[:, :0],
+        rollouts.scalars[:, index].flatten(0, 1),
     )
+
+
+def row_features(
+    prompt: Float[Tensor, "rows width"],
+    completion: Float[Tensor, "rows width2"],
+    columns: Float[Tensor, "rows scalars"],
+) -> poise.Features:
+    """Features of rows whose every segment is there; the columns are `poise.features.scalars.SCALARS`."""
+    scalars = dict(zip(SCALARS, columns.T, strict=True))
+    entropies = torch.stack([scalars[name] for name in MEAN_ENTROPIES], dim=1)
+    return poise.Features(prompt, completion, entropies, torch.zeros(len(prompt), 4, dtype=torch.bool), scalars)
 
 
 def online_estimates(
@@ -106,31 +112,37 @@ def online_estimates(
     )
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
     errors = (training.rewards[:, :PAIR] - first.baselines.unflatten(0, (-1, PAIR))) ** 2
-    held = sum(each.numel() * each.element_size() for each in baseline.state_dict().values() if _is_tensor(each))
+    held = sum(
+        each.numel() * each.element_size() for each in baseline.state_dict().values() if isinstance(each, Tensor)
+    )
     return Estimates(
         _held_out_values(baseline, held_out, view, own_domains=own_domains),
         seconds,
         cpu_seconds,
         held,
-        errors.mean(dim=1) if isinstance(preset.recipe, LeaveOnePromptOutRecipe) else None,
+        errors.mean(dim=1) if "evidence" in recipe_fields(preset) else None,
     )
 
 
 def ready_after_one_step(preset: poise.Preset, *, num_rows: int) -> poise.Preset:
     """The preset with so many rows in its window, and with a probe after its first step."""
-    recipe = preset.recipe
-    if isinstance(recipe, LeaveOnePromptOutRecipe):
-        recipe = dataclasses.replace(recipe, window_rows=max(num_rows, recipe.window_rows))
-    elif isinstance(recipe, EarlierStepsRecipe):
-        recipe = dataclasses.replace(recipe, window_rows=max(num_rows, recipe.window_rows), rloo_steps=1)
-    return dataclasses.replace(preset, recipe=recipe)
+    fields, recipe = recipe_fields(preset), preset.recipe
+    changes: Any = {"window_rows": max(num_rows, getattr(recipe, "window_rows", 0))} if "window_rows" in fields else {}
+    changes |= {"rloo_steps": 1} if "rloo_steps" in fields else {}
+    return dataclasses.replace(preset, recipe=dataclasses.replace(recipe, **changes))
+
+
+def recipe_fields(preset: poise.Preset) -> set[str]:
+    """The names of what a preset's recipe says."""
+    return {each.name for each in dataclasses.fields(preset.recipe)}
 
 
 def _with_weights(preset: poise.Preset) -> poise.Preset:
     """The preset, made to heed weights, so that those of zero can keep rows out of its fit."""
-    if not isinstance(preset.recipe, LeaveOnePromptOutRecipe):
+    if "weighted" not in recipe_fields(preset):
         return preset
-    return dataclasses.replace(preset, recipe=dataclasses.replace(preset.recipe, weighted=True))
+    heeding: Any = {"weighted": True}
+    return dataclasses.replace(preset, recipe=dataclasses.replace(preset.recipe, **heeding))
 
 
 def _held_out_values(
@@ -167,7 +179,3 @@ def _remember(baseline: poise.OnlineBaseline, training: StudyRollouts, held_out:
     earlier.step(None, rewards.flatten(), prompts=[key for key in keys for _ in range(num)])
     past = {name: each for name, each in earlier.state_dict().items() if name.startswith("method.history.")}
     baseline.load_state_dict(baseline.state_dict() | past)
-
-
-def _is_tensor(each: object) -> bool:
-    return isinstance(each, Tensor)

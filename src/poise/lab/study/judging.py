@@ -1,7 +1,7 @@
-"""How near does an estimate of a prompt's value come, judged by rollouts that it has not seen?
+"""Measures of how near an estimate of a prompt's value comes, judged by rollouts that it has not seen.
 
 An estimate e_xj was made from rollout j of prompt x (and from nothing else of x); n other rollouts judge it, with mean
-reward A_xj and variance s_xj^2 (the 1/(n-1) one). The rule: A is not V. Its own noise is taken off,
+reward A_xj and variance s_xj^2 (the 1/(n-1) one). A is not V. Its own noise is taken off,
 
     E[(e - A)^2 - s^2 / n] = E[(e - V)^2],
 
@@ -11,7 +11,7 @@ may be any rollout. Intervals resample prompts; nothing is fitted again.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +21,9 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from poise.evaluate.statistics import quantile_bins
 from poise.tasks.verifiers import FULL_MARKS
 
-CALIBRATION_BINS = 10
 _ALIKE = 1e-12  # variance below which a column is constant up to rounding
 
 
@@ -130,8 +130,11 @@ def brier_skill(j: Judged) -> float:
 
 
 def calibration_error(j: Judged) -> float:
-    """Mean |mean e - mean A| over ten bins of equally many prompts, in the order of e."""
-    errors = [np.abs(e - a).mean() for e, a in map(_bins, j.estimates.T, j.means.T)]
+    """Mean |mean e - mean A| over ten bins of about equally many prompts, in the order of e."""
+    errors = [
+        np.mean([abs((e[rows] - a[rows]).mean()) for rows in quantile_bins(e)])
+        for e, a in zip(j.estimates.T, j.means.T, strict=True)
+    ]
     return float(np.mean(errors))
 
 
@@ -151,23 +154,9 @@ OF_VALUE_ALONE = ("value_error", "auroc", "brier_skill")
 
 
 def calibration_points(j: Judged) -> list[tuple[float, float]]:
-    """Mean estimate and mean judging reward of ten bins of equally many estimates."""
-    return list(zip(*(each.tolist() for each in _bins(j.estimates.ravel(), j.means.ravel())), strict=True))
-
-
-def resampled_prompts(num_prompts: int, *, times: int, seed: int) -> list[NDArray[np.int64]]:
-    """Prompts drawn with replacement; the same for the same arguments, so that differences are paired."""
-    generator = np.random.default_rng(seed)
-    return [generator.integers(num_prompts, size=num_prompts) for _ in range(times)]
-
-
-def interval(numbers: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval that resampled measures span; NaN where a measure is not defined."""
-    known = np.asarray([number for number in numbers if math.isfinite(number)])
-    if not len(known):
-        return math.nan, math.nan
-    low, high = np.quantile(known, [0.025, 0.975])
-    return float(low), float(high)
+    """Mean estimate and mean judging reward of ten bins of about equally many estimates."""
+    e, a = j.estimates.ravel(), j.means.ravel()
+    return [(float(e[rows].mean()), float(a[rows].mean())) for rows in quantile_bins(e)]
 
 
 def _mean_over_evidence(measure: Callable[[NDArray[np.float64], NDArray[np.float64]], float], j: Judged) -> float:
@@ -178,12 +167,3 @@ def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     if a.var() < _ALIKE or b.var() < _ALIKE:
         return math.nan
     return float(np.corrcoef(a, b)[0, 1])
-
-
-def _bins(
-    estimates: NDArray[np.float64], means: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means of both in bins of equally many, in the order of the estimates."""
-    order = np.argsort(estimates, kind="stable")
-    parts = [part for part in np.array_split(order, CALIBRATION_BINS) if len(part)]
-    return np.array([estimates[part].mean() for part in parts]), np.array([means[part].mean() for part in parts])

@@ -1,14 +1,21 @@
-"""How is a study read: its tables as markdown, its numbers as JSON?"""
+"""What a study leaves in its folder: tables in markdown, all numbers as JSON, and pictures of the tables."""
 
 import dataclasses
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from poise.lab.study.comparisons import IN_HINDSIGHT
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from poise.evaluate.tables import NONE, markdown_table, with_interval
+from poise.lab.study.comparisons import IN_HINDSIGHT, LOWEST_CEILING, REFERENCE, Line, Table
+from poise.lab.study.settings import folder_name
 from poise.lab.study.study import StudyResults, TaskStudy
-from poise.lab.study.tables import LOWEST_CEILING, REFERENCE, Line, Table
+from poise.report.plots import COLOURS, GREY, GRID, INK, colour, dress, write_figure
 
 HEADS = {
     "mae": "MAE",
@@ -28,6 +35,16 @@ LEGEND = (
     f"ceiling. In brackets: 95 % intervals over held-out prompts. `{REFERENCE}` / this: its MAE over the line's, below "
     "1 where it is nearer; paired intervals."
 )
+
+
+def write_study(results: StudyResults, folder: Path, *, command: str) -> None:
+    """Write the page, the numbers and the pictures of a study."""
+    (folder / "study.md").write_text(study_markdown(results, command=command), encoding="utf-8")
+    (folder / "study.json").write_text(study_json(results, command=command), encoding="utf-8")
+    for task in results.tasks:
+        for name, figure in figures(task).items():
+            figure.suptitle(task.task, fontsize=11, color=INK)
+            write_figure(figure, folder / "figures", f"{folder_name(task.task)}-{name}")
 
 
 def study_markdown(results: StudyResults, *, command: str = "") -> str:
@@ -66,16 +83,16 @@ def summary_markdown(tasks: Sequence[TaskStudy]) -> str:
         for name in critics:
             line = by_name.get(name)
             best = by_name.get(name + IN_HINDSIGHT)
-            row += ["–", "–"] if line is None else [_cell(line, "mae"), _ratio(line)]
-            row += ["–" if best is None else _ratio(best)] * with_hindsight
-            row.append("–" if line is None else _time_share(reference, line))
+            row += [NONE, NONE] if line is None else [_cell(line, "mae"), _ratio(line)]
+            row += [NONE if best is None else _ratio(best)] * with_hindsight
+            row.append(NONE if line is None else _time_share(reference, line))
         rows.append(row)
     note = f"† noise ceiling below {LOWEST_CEILING:g}: says nothing about any estimator.\n\n"
     about = f"Ratio: the MAE of `{REFERENCE}` over the critic's. Time: to fit, as a share of the critic's training."
     if with_hindsight:
         about += " In hindsight: over that of the critic's best rate and epoch, chosen on the rollouts that judge."
     marked = note if any(task.noise.says_nothing for task in tasks) else ""
-    return f"## All tasks\n\n{_markdown(heads, rows)}\n{marked}{about}\n\n"
+    return f"## All tasks\n\n{markdown_table(heads, rows)}\n{marked}{about}\n\n"
 
 
 def task_markdown(task: TaskStudy) -> str:
@@ -106,17 +123,19 @@ def table_markdown(table: Table) -> str:
     lines = table.lines
     heads = [table.axis or "", *(HEADS[name] for name in table.shown)]
     with_ratio = any(line.ratio is not None for line in lines)
-    with_cost = with_ratio and any(line.seconds is not None for line in lines)
+    with_cost = with_ratio and any(line.cost is not None for line in lines)
     heads += [f"`{REFERENCE}` / this"] * with_ratio + ["fit, s", "CPU, s", "memory, MB"] * with_cost
     rows = []
     for line in lines:
         row = [line.name, *(_cell(line, name) for name in table.shown)]
         row += [_ratio(line)] * with_ratio
         if with_cost:
-            row += ["–" if each is None else f"{each:.2f}" for each in (line.seconds, line.cpu_seconds)]
-            row += ["–" if line.extra_bytes is None else f"{line.extra_bytes / 1e6:.1f}"]
+            cost = line.cost
+            row += [NONE if cost is None else f"{cost.seconds:.2f}"]
+            row += [NONE if cost is None or cost.cpu_seconds is None else f"{cost.cpu_seconds:.2f}"]
+            row += [NONE if cost is None else f"{cost.extra_bytes / 1e6:.1f}"]
         rows.append(row)
-    return _markdown(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def study_json(results: StudyResults, *, command: str = "") -> str:
@@ -145,28 +164,86 @@ def _estimators(task: TaskStudy) -> list[Line]:
 
 
 def _time_share(reference: Line, line: Line) -> str:
-    if reference.seconds is None or not line.seconds:
-        return "–"
-    return f"{reference.seconds / line.seconds:.2%}"
+    if reference.cost is None or line.cost is None or not line.cost.seconds:
+        return NONE
+    return f"{reference.cost.seconds / line.cost.seconds:.2%}"
 
 
 def _cell(line: Line, measure: str) -> str:
     value = line.measures[measure]
     if not math.isfinite(value):
-        return "–"
+        return NONE
     digits = 4 if measure == "value_error" else 3
     if measure not in line.intervals:
         return f"{value:.{digits}f}"
-    low, high = line.intervals[measure]
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return with_interval(value, line.intervals[measure], digits=digits)
 
 
 def _ratio(line: Line) -> str:
-    if line.ratio is None:
-        return "–"
-    return "{:.2f} [{:.2f}, {:.2f}]".format(*line.ratio)
+    return NONE if line.ratio is None else with_interval(line.ratio[0], line.ratio[1:], digits=2)
 
 
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+def figures(task: TaskStudy) -> dict[str, Figure]:
+    """Every picture of a task whose tables were asked for, by name."""
+    found = {"calibration": _calibration_figure(task)}
+    if "estimators" in task.tables:
+        found["estimators"] = _estimators_figure(task)
+    if {"layers", "pools"} <= task.tables.keys():
+        found["layers"] = figure = Figure(figsize=(9, 3.4), layout="constrained")
+        for axes, name in zip(figure.subplots(1, 2), ("layers", "pools"), strict=True):
+            _draw_sweep(axes, task.tables[name])
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if "sizes" in task.tables:
+        found["sizes"] = figure = Figure(figsize=(6, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_xscale("log", base=2)
+        _draw_sweep(axes, task.tables["sizes"])
+        axes.xaxis.set_major_formatter("{x:.0f}")
+    return found
+
+
+def _estimators_figure(task: TaskStudy) -> Figure:
+    """Absolute error and squared error to V of every estimator."""
+    lines = _estimators(task)
+    figure = Figure(figsize=(9, 0.32 * len(lines) + 1.2), layout="constrained")
+    for axes, (measure, label) in zip(
+        figure.subplots(1, 2), (("mae", "MAE"), ("value_error", "squared error to V")), strict=True
+    ):
+        shown = [line for line in lines if measure in line.intervals and math.isfinite(line.measures[measure])]
+        for row, line in enumerate(shown):
+            is_critic = line.name.endswith("critic")
+            tint = COLOURS[0] if line.name == REFERENCE else COLOURS[1] if is_critic else GREY
+            axes.plot(line.intervals[measure], [row, row], color=tint, linewidth=1.6)
+            axes.plot([line.measures[measure]], [row], "o", color=tint, markersize=5)
+        axes.set_yticks(range(len(shown)), [line.name for line in shown])
+        axes.invert_yaxis()
+        dress(axes, x=label, grid="x")
+    return figure
+
+
+def _calibration_figure(task: TaskStudy) -> Figure:
+    """Mean reward over mean estimate, ten bins."""
+    figure = Figure(figsize=(4.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=GRID, linewidth=1.2)
+    for place, (name, points) in enumerate(task.calibration.items()):
+        line: Any = {"marker": "o", "markersize": 4, "linewidth": 1.4, "color": colour(place)}
+        axes.plot(*zip(*points, strict=True), label=name, **line)
+    axes.legend(frameon=False)
+    dress(axes, x="mean estimate", y="mean reward of other rollouts", grid="both")
+    return figure
+
+
+def _draw_sweep(axes: Axes, table: Table) -> None:
+    """Squared error to V: a line for each name before the last comma, over what stands behind it."""
+    series: dict[str, list[Line]] = {}
+    for line in table.lines:
+        series.setdefault(line.name.rpartition(", ")[0], []).append(line)
+    for place, (name, lines) in enumerate(series.items()):
+        ys = [line.measures["value_error"] for line in lines]
+        ends = [line.intervals["value_error"] for line in lines]
+        bars = [[abs(y - end[side]) for y, end in zip(ys, ends, strict=True)] for side in (0, 1)]
+        style: Any = {"marker": "o", "markersize": 4, "linewidth": 1.4, "elinewidth": 0.8, "color": colour(place)}
+        axes.errorbar([float(line.at or 0) for line in lines], ys, yerr=bars, label=name, **style)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series))  # beside no bar
+    dress(axes, x=table.axis, y="squared error to V")

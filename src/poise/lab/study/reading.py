@@ -1,10 +1,10 @@
-"""What does one forward pass over a policy's rollouts tell: all layers, several pooling windows, scalars, weights?
+"""One forward pass over a policy's rollouts, read: all layers, several pooling windows, scalars, weights.
 
-The rule: rows are read as training reads them, prompts padded on the left and completions on the right, through the
-same hooks; one set of hooks for each pooling window, all around the same pass.
+Rows are read as training reads them, prompts padded on the left and completions on the right, through the same hooks;
+one set of hooks for each pooling window, all around the same pass.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +44,6 @@ def reading(
     pools: Sequence[int],
     end_of_thinking_ids: Sequence[int] = (),
     temperature: float = 1.0,
-    watch: Callable[[int], None] = lambda num_rows: None,
 ) -> Reading:
     """Read rollouts.
 
@@ -55,11 +54,9 @@ def reading(
         pools: Numbers of last tokens that are averaged.
         end_of_thinking_ids: What ends the reasoning; see `poise.reasoning_mask`.
         temperature: Of sampling.
-        watch: Told how many rows are read, after each batch.
     """
     batches = list(_batches(prompts, completions))
     parts: list[Reading] = []
-    num_read = 0
     for rows in batches:
         parts.append(
             _pass(
@@ -72,8 +69,6 @@ def reading(
                 temperature=temperature,
             )
         )
-        num_read += len(rows)
-        watch(num_read)
     back = torch.tensor([row for rows in batches for row in rows]).argsort()
     return Reading(
         {pool: torch.cat([part.prompt[pool] for part in parts])[back] for pool in pools},

@@ -1,28 +1,22 @@
-"""Which layer, pooling window and evidence should training on this model use?
+"""The layer, pooling window and evidence that training on the studied model should use."""
 
-The rule: what is judged is the squared error on training prompts of fits that left the prompt out; taken is the
-simplest choice whose error exceeds the lowest by less than one standard error of that difference. Held-out prompts have
-no say, so their tables stay honest.
-"""
-
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import yaml
-from jaxtyping import Float
-from torch import Tensor
+from numpy.typing import NDArray
 
-from poise.lab.study.comparisons import EVIDENCE
-from poise.lab.study.tables import Table
-
-Name = TypeVar("Name", str, int)
+from poise.evaluate.statistics import simplest_within_one_error
+from poise.lab.study.comparisons import EVIDENCE, Table
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Settings for `poise train`, and the cross-validated errors behind each."""
+    """What a task's tables recommend for training on this model.
+
+    Judged by the squared error on training prompts of fits that left the prompt out: held-out prompts have no say.
+    """
 
     layer: int
     pool_tokens: int
@@ -45,39 +39,21 @@ class Recommendation:
 def recommendation(
     layers: Table, pools: Table, features: Table, *, default_layer: int, default_pool: int
 ) -> Recommendation:
-    """What a task's tables of layers, pooling windows and features recommend.
+    """The simplest layer, pooling window and evidence whose errors are within one standard error of the lowest.
 
     Args:
-        layers, pools, features: As `poise.lab.study.comparisons` makes them.
+        layers, pools, features: Tables of one task.
         default_layer, default_pool: Count as simpler than all others.
     """
 
-    def swept(table: Table, default: int) -> dict[int, Float[Tensor, " training_prompts"]]:
-        """Errors with all evidence, the default first."""
-        errors = {
-            line.at: line.fold_errors
-            for line in table.lines
-            if line.name.startswith("all, ") and line.at is not None and line.fold_errors is not None
-        }
-        return {default: errors[default]} | errors
+    def errors(table: Table) -> dict[str, NDArray[np.float64]]:
+        known = {line.name: line.cost.fold_errors for line in table.lines if line.cost is not None}
+        return {name: each.numpy() for name, each in known.items() if each is not None}
 
-    known = {line.name: line.fold_errors for line in features.lines if line.fold_errors is not None}
-    return Recommendation(
-        simplest_within_one_error(swept(layers, default_layer)),
-        simplest_within_one_error(swept(pools, default_pool)),
-        simplest_within_one_error({name: known[name] for name in EVIDENCE}),
-    )
+    def best(table: Table, default: int) -> int:
+        swept = {int(name.removeprefix("all, ")): e for name, e in errors(table).items() if name.startswith("all, ")}
+        return simplest_within_one_error({default: swept[default]} | swept)
 
-
-def simplest_within_one_error(errors: Mapping[Name, Float[Tensor, " prompts"]]) -> Name:
-    """The first name whose mean error exceeds the lowest by less than one standard error of the difference.
-
-    Args:
-        errors: For each choice, the simplest first, the errors on the same prompts.
-    """
-    lowest = min(errors.values(), key=lambda each: float(each.mean()))
-    for name, each in errors.items():
-        excess = each - lowest
-        if float(excess.mean()) <= float(excess.std()) / math.sqrt(len(excess)):
-            return name
-    raise ValueError("a choice needs 1 candidate or more, got none")
+    known = errors(features)
+    evidence = simplest_within_one_error({name: known[name] for name in EVIDENCE})
+    return Recommendation(best(layers, default_layer), best(pools, default_pool), evidence)

@@ -1,6 +1,6 @@
-"""What is a study: of which model and tasks, how much is drawn, and how is it looked at?
+"""The settings of a study: model, tasks, how much is drawn, and how it is looked at.
 
-The rule: what cannot be studied is refused before anything is loaded, with one sentence.
+What cannot be studied is refused before anything is loaded.
 """
 
 import dataclasses
@@ -8,10 +8,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from poise.lab.study.tables import FEWEST_TRAINING_PROMPTS
-
+PAIR = 2
+"""Rollouts of a training prompt that estimators are fitted on."""
 HISTORY = 2
 """Rollouts of each prompt that stand for an earlier step."""
+FEWEST_TRAINING_PROMPTS = 32
 FEWEST_HELD_OUT_PROMPTS = 16
 TABLES = ("estimators", "features", "layers", "pools", "probes", "sizes")
 """What is compared; with an older model, the age of the window too."""
@@ -43,9 +44,10 @@ class StudySettings:
     seed: int = 0
     batch_size: int = 128
     critics: bool = True
-    critic_epochs: int = 2
-    critic_learning_rates: tuple[float, ...] = (3e-5,)
-    critic_batch_size: int = 16
+    critic_epochs: int = 10
+    """At most."""
+    critic_learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
+    """To try."""
     critic_hindsight: bool = False
     """Judge every epoch of every rate as well."""
     resamples: int = 500
@@ -67,7 +69,7 @@ class StudySettings:
             )
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"a study needs one task or more, each once, got {', '.join(self.tasks) or 'none'}")
-        for name, lowest in (("critic_epochs", 1), ("critic_batch_size", 1), ("resamples", 1), ("pool_tokens", 1)):
+        for name, lowest in (("critic_epochs", 1), ("resamples", 1), ("pool_tokens", 1)):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be {lowest} or more, got {getattr(self, name)}")
         if not self.critic_learning_rates or min(self.critic_learning_rates) <= 0:

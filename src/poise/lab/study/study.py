@@ -1,12 +1,12 @@
-"""What is a study, from a model and some tasks to its tables?
+"""A study, from a model and some tasks to its tables.
 
     config.json            what is studied; another study in the same folder is refused
-    TASK/training/, ...    rollouts and features (`poise.lab.study.task_rollouts`)
-    TASK/critics/          what the critics said, and what they cost
+    TASK/training/, ...    rollouts and features (`poise.lab.study.rollouts`)
+    TASK/critics/          estimates of the critics, and what they cost
     study.md, study.json, figures/
 
-The rule: what takes long is kept as it comes, and the same command goes on; tables are made from files alone, and again
-whenever a task is done.
+What takes long is kept as it comes, and the same command goes on; tables are made from files alone, and again whenever
+a task is done.
 """
 
 from collections.abc import Callable
@@ -20,31 +20,29 @@ import poise
 from poise.evaluate.evaluation import weights_fingerprint
 from poise.features.hidden_states import checked_layers, decoder_blocks, default_layer
 from poise.features.scalars import SCALARS
+from poise.lab.progress import Watch, silent
 from poise.lab.study.comparisons import (
+    REFERENCE,
+    Material,
+    Noise,
+    Table,
     age_table,
     estimator_table,
     feature_table,
     layer_table,
+    noise_of,
     pool_table,
     probe_table,
     size_table,
 )
-from poise.lab.study.critics import CriticFitting, kept_critic_estimates
-from poise.lab.study.drawing import check_same_study
+from poise.lab.study.critics import CriticFitting, fit_critics
 from poise.lab.study.estimators import Estimates, View
-from poise.lab.study.judging import calibration_points, judged, resampled_prompts
+from poise.lab.study.judging import calibration_points
 from poise.lab.study.recommendation import Recommendation, recommendation
+from poise.lab.study.rollouts import DrawnTask, Reader, StudiedTask, drawn_task, nothing_to_tell, studied_task
 from poise.lab.study.settings import StudySettings, folder_name
-from poise.lab.study.tables import REFERENCE, Material, Noise, Table, noise_of
-from poise.lab.study.task_rollouts import (
-    DrawnTask,
-    StudiedTask,
-    Watch,
-    drawn_task,
-    nothing_to_tell,
-    studied_task,
-)
 from poise.models.named import named_model, named_tokenizer
+from poise.storage.claims import claim
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def study(
     folder: Path,
     *,
     chat_options: dict[str, Any] | None = None,
-    watch: Watch = lambda what, done, total: None,
+    watch: Watch = silent,
     report: Callable[[StudyResults], None] = lambda results: None,
 ) -> StudyResults:
     """Draw what is missing, fit, judge.
@@ -97,40 +95,26 @@ def study(
         FileExistsError: If the folder holds something else.
     """
     policy, tokenizer = loaded_policy(settings.model, chat=settings.chat)
-    layers = _studied_layers(policy, settings)
+    depth = len(decoder_blocks(policy)[1])
+    layers = sorted(set(checked_layers(range(depth) if settings.layers is None else settings.layers, depth=depth)))
     older = loaded_policy(settings.older_model, chat=settings.chat)[0] if settings.older_model else None
-    fingerprints = {
+    told = {
         "weights": weights_fingerprint(policy),
         "older_weights": weights_fingerprint(older) if older else None,
+        "layers": layers,
+        "scalars": list(SCALARS),
+        "chat_options": chat_options or {},
     }
-    check_same_study(
-        folder,
-        settings.drawn
-        | fingerprints
-        | {"layers": layers, "scalars": list(SCALARS)}
-        | {"chat_options": chat_options or {}},
-    )
-    usual = default_layer(len(decoder_blocks(policy)[1]))
+    claim(folder, settings.drawn | told, what="study")
+    usual = default_layer(depth)
     nearest = min(layers, key=lambda layer: abs(layer - usual))
+    reader = Reader(policy, tokenizer, layers, sorted({*settings.pools, settings.pool_tokens}), settings.temperature)
     tasks: list[StudiedTask] = []
-    drawn: list[DrawnTask] = []
     try:
         for spec in settings.tasks:
-            tasks.append(studied_task(spec, settings, tokenizer=tokenizer, chat_options=chat_options))
-        for task in tasks:
-            place = folder / folder_name(task.spec)
-            drawn.append(
-                drawn_task(
-                    task,
-                    place,
-                    settings,
-                    policy=policy,
-                    older=older,
-                    tokenizer=tokenizer,
-                    layers=layers,
-                    watch=watch,
-                )
-            )
+            place = folder / folder_name(spec)
+            tasks.append(studied_task(spec, place, settings, tokenizer=tokenizer, chat_options=chat_options))
+        drawn = [drawn_task(task, settings, reader, older=older, watch=watch) for task in tasks]
     finally:
         for task in tasks:
             task.graded.close()
@@ -140,8 +124,16 @@ def study(
         if sentence:
             results.skipped.append(sentence)
             continue
-        critics = _critics(each, policy, settings, watch) if settings.critics else {}
-        results.tasks.append(_task_study(each, critics, settings, nearest, watch=watch))
+        shown = _of_task(each.spec, watch)
+        critics = {}
+        if settings.critics:
+            rates, hindsight = settings.critic_learning_rates, settings.critic_hindsight
+            fitting = CriticFitting(settings.critic_epochs, rates, seed=settings.seed, hindsight=hindsight)
+            place = each.folder / "critics"
+            critics = fit_critics(place, policy, each.training, each.held_out, fitting=fitting, watch=shown)
+        view = View(nearest, settings.pool_tokens)
+        material = Material(each.training, each.held_out, settings.k, view, settings.resamples, settings.seed, shown)
+        results.tasks.append(_task_study(each, material, critics, settings))
         report(results)
     if not results.tasks:
         raise ValueError("; ".join(results.skipped))
@@ -155,71 +147,31 @@ def loaded_policy(name: str, *, chat: bool = True) -> tuple[Any, Any]:
     return named_model(name, **({"dtype": "auto"} if on_gpu else {})).to("cuda" if on_gpu else "cpu").eval(), tokenizer
 
 
-def _studied_layers(policy: Any, settings: StudySettings) -> list[int]:
-    depth = len(decoder_blocks(policy)[1])
-    return sorted(set(checked_layers(range(depth) if settings.layers is None else settings.layers, depth=depth)))
-
-
-def _critics(drawn: DrawnTask, policy: Any, settings: StudySettings, watch: Watch) -> dict[str, Estimates]:
-    return kept_critic_estimates(
-        drawn.folder / "critics",
-        policy,
-        drawn.training,
-        drawn.held_out,
-        fitting=CriticFitting(
-            settings.critic_epochs,
-            settings.critic_learning_rates,
-            settings.critic_batch_size,
-            seed=settings.seed,
-            hindsight=settings.critic_hindsight,
-        ),
-        watch=lambda name, done, total: watch(f"{drawn.spec}: {name}", done, total),
-    )
+def _of_task(spec: str, watch: Watch) -> Watch:
+    return lambda what, done, total: watch(f"{spec}: {what}", done, total)
 
 
 def _task_study(
-    drawn: DrawnTask, critics: dict[str, Estimates], settings: StudySettings, layer: int, *, watch: Watch
+    drawn: DrawnTask, material: Material, critics: dict[str, Estimates], settings: StudySettings
 ) -> TaskStudy:
     """All tables of one task."""
-    fitted = 0
-
-    def told(what: str) -> None:
-        nonlocal fitted
-        fitted += 1
-        watch(f"{drawn.spec}: fitting {what}", fitted, 0)
-
-    material = Material(
-        drawn.training,
-        drawn.held_out,
-        settings.k,
-        View(layer, settings.pool_tokens),
-        resampled_prompts(len(drawn.held_out), times=settings.resamples, seed=settings.seed),
-        told,
-    )
     makers: dict[str, Callable[[], Table]] = {
         "estimators": lambda: estimator_table(material, critics),
         "features": lambda: feature_table(material),
         "layers": lambda: layer_table(material),
         "pools": lambda: pool_table(material),
         "probes": lambda: probe_table(material),
-        "sizes": lambda: size_table(material, seed=settings.seed),
+        "sizes": lambda: size_table(material),
     }
     tables = {name: make() for name, make in makers.items() if name in settings.tables}
     if drawn.older is not None:
         tables["age"] = age_table(material, drawn.older)
     recommended = None
     if {"layers", "pools", "features"} <= tables.keys():
-        recommended = recommendation(
-            tables["layers"],
-            tables["pools"],
-            tables["features"],
-            default_layer=layer,
-            default_pool=settings.pool_tokens,
-        )
-    shown = {
-        REFERENCE: material.estimates(poise.preset(REFERENCE)),
-        "paper": material.estimates(poise.preset("paper")),
-    } | critics
+        swept = (tables["layers"], tables["pools"], tables["features"])
+        view = material.view
+        recommended = recommendation(*swept, default_layer=view.layer, default_pool=view.pool_tokens)
+    shown = {name: material.estimates(name, poise.preset(name)) for name in (REFERENCE, "paper")} | critics
     return TaskStudy(
         drawn.spec,
         len(drawn.training),
@@ -228,5 +180,5 @@ def _task_study(
         noise_of(material.judging_rewards),
         tables,
         recommended,
-        {name: calibration_points(judged(each.values, material.judging_rewards)) for name, each in shown.items()},
+        {name: calibration_points(material.judged(each)) for name, each in shown.items()},
     )
