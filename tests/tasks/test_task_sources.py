@@ -270,7 +270,7 @@ def test_a_chat_is_asked_as_it_is_and_a_text_as_one_message():
         ("no/such", "task 'no/such' is not embedded, .*, and no data set could be loaded from there: "),
         ("embeded", "task 'embeded' is not embedded, "),
         ("x.jsonl?colour=1", "options of a data set are prompt, answer, .*, got colour"),
-        ("x.jsonl?verifier=magic", "verifier needs math, exact, python, got 'magic'"),
+        ("x.jsonl?verifier=magic", "verifier needs math, exact, choice, python, got 'magic'"),
     ],
 )
 def test_what_is_no_task_is_one_sentence(spec: str, sentence: str):
@@ -345,6 +345,6 @@ def test_comma_separated_values_are_read(tmp_path: Path):
 def test_a_verifier_that_is_not_installed_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write_lines(tmp_path / "own.jsonl", questions(3))
     monkeypatch.setattr("poise.tasks.data_set.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="answers are graded by the package math-verify: `pip install math-verify`"):
+    with pytest.raises(ValueError, match=r"by the package math-verify: pip install 'poise-rlvr\[tasks\]'"):
         task_named(path)
     task_named(f"{path}?verifier=exact")

@@ -1,12 +1,75 @@
-"""Letters of multiple-choice answers: which option a text chooses."""
+"""Multiple choice: the options of a row, the letter of a gold answer, and which option a text chooses."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from poise.tasks.answer_text import answer_text, plain_latex
 
 LETTERS = "ABCDEFGHIJ"
 _WRAPPED = r"\\(?:text|textbf|mathrm|mathbf|mathsf|textrm)\s*"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a question, in the order of their letters; `labels` are what the data set calls them."""
+
+    texts: list[str]
+    labels: list[str]
+
+    def letter_of(self, answer: Any) -> str | None:
+        """The letter of a gold answer that is a label, a letter, the text of an option, or its index from 0."""
+        if isinstance(answer, list) and len(answer) == 1:
+            answer = answer[0]
+        if isinstance(answer, bool) or answer is None:
+            return None
+        if isinstance(answer, (int, float)):
+            return LETTERS[int(answer)] if answer in range(len(self.texts)) else None
+        text = str(answer).strip()
+        if text in self.labels:
+            return LETTERS[self.labels.index(text)]
+        letter = option_letter(text)
+        if letter is not None and LETTERS.index(letter) < len(self.texts):
+            return letter
+        if text in self.texts:
+            return LETTERS[self.texts.index(text)]
+        return LETTERS[int(text)] if text.isdigit() and int(text) < len(self.texts) else None
+
+
+def options_of(value: Any) -> Options | None:
+    """The options that a cell holds: a list of texts, texts with labels, or a mapping of letters; None where none."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if isinstance(value, Mapping):
+        if "text" in value and "label" in value:
+            labels, texts = list(value["label"]), list(value["text"])
+        else:
+            labels, texts = list(value), list(value.values())
+    elif isinstance(value, (list, tuple)):
+        labels, texts = list(LETTERS[: len(value)]), list(value)
+    else:
+        return None
+    if not 2 <= len(texts) <= len(LETTERS):
+        return None
+    return Options([_unlettered(str(text), at) for at, text in enumerate(texts)], [str(label) for label in labels])
+
+
+def with_options(prompt: str, options: Options) -> str:
+    """A question followed by its options, one a line behind its letter; as it is where it holds them already."""
+    if all(text in prompt for text in options.texts) and re.search(r"(?m)^\s*\(?A[).:]", prompt):
+        return prompt
+    lines = [f"{LETTERS[at]}. {text}" for at, text in enumerate(options.texts)]
+    return "\n".join([prompt, *lines])
+
+
+def _unlettered(text: str, at: int) -> str:
+    """An option without the letter in front of it."""
+    return re.sub(rf"^\(?{LETTERS[at]}[).:]\s+", "", text.strip()) if at < len(LETTERS) else text.strip()
 
 
 def option_letter(gold: str) -> str | None:

@@ -1,11 +1,14 @@
-"""How does a file or a Hugging Face data set of questions and answers become a source of problems?
+"""Data sets of questions and answers, from files or Hugging Face, as sources of problems.
 
-The rule: columns are found by the names that published math sets give them, or named in the task; rows with a prompt
-that was there before are left out; a given split, or else a hash of the prompt, holds problems out.
+Columns are found by the names that published sets give them, or named in the task. Rows with a prompt that was there
+before are left out, and so are prompts whose rows give different answers; both are counted and said. A given split, or
+else a hash of the prompt, holds problems out.
 """
 
 import csv
 import json
+import logging
+import math
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,14 +18,27 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from poise.tasks.answers import equal, parsed
+from poise.tasks.choices import option_letter, options_of, with_options
 from poise.tasks.problem import Messages, Problem, ProblemSource, prompt_text, split_of
 from poise.tasks.sandbox import isolation_fault
 
 PROMPT_COLUMNS = ("prompt", "problem", "question")
-ANSWER_COLUMNS = ("answer", "ground_truth", "reward_model.ground_truth", "final_answer", "expected_answer", "solution")
+ANSWER_COLUMNS = (
+    *(
+        "answer",
+        "ground_truth",
+        "reward_model.ground_truth",
+        "final_answer",
+        "expected_answer",
+        "answerkey",
+        "solution",
+    ),
+)
+OPTIONS_COLUMNS = ("choices", "options")
 TESTS_COLUMNS = ("tests", "test_list", "test_cases", "input_output")
 OPTIONS = ("prompt", "answer", "domain", "split", "heldout", "config", "verifier", "tests", "instruction")
-VERIFIER_NAMES = ("math", "exact", "python")
+VERIFIER_NAMES = ("math", "exact", "choice", "python")
 FILES = (".jsonl", ".json", ".parquet", ".csv")
 OWN_COLUMNS = frozenset({"prompt", "answer", "domain", "verifier", "details", "completion", "completions", "prompts"})
 """Names of columns that have a meaning of their own in the data set that a trainer gets."""
@@ -78,15 +94,26 @@ class DataSet:
         return {"train": kept, "heldout": list(second.values())}
 
     def _problems(self, rows: Iterable[Place]) -> dict[str, Problem]:
-        """By prompt, the first row's problem."""
+        """By prompt, the first row's problem; prompts whose rows give different answers are left out."""
         found: dict[str, Problem] = {}
+        contradicted: set[str] = set()
+        repeated = 0
         names: dict[str, str | None] | None = None
         for place, row in rows:
             if names is None:
                 names = self._column_names(row)
             problem = self._problem(place, row, names)
-            found.setdefault(problem.prompt, problem)
-        return found
+            first = found.setdefault(problem.prompt, problem)
+            if first is not problem:
+                repeated += 1
+                if not _same_answer(first.answer, problem.answer):
+                    contradicted.add(problem.prompt)
+        if repeated:
+            said = f"{self.source}: {len(found)} distinct prompts in {len(found) + repeated} rows, each is taken once"
+            if contradicted:
+                said += f"; {len(contradicted)} have rows with different answers and are left out"
+            logging.getLogger("poise").warning(said)
+        return {prompt: problem for prompt, problem in found.items() if prompt not in contradicted}
 
     def _column_names(self, row: Row) -> dict[str, str | None]:
         """The columns of prompt, answer, tests and domain."""
@@ -95,7 +122,8 @@ class DataSet:
         answer = self._column(row, "answer", ANSWER_COLUMNS, needed=self.needs_answers and not tested)
         tests = self._column(row, "tests", TESTS_COLUMNS, needed=tested)
         domain = self._column(row, "domain", ("domain",), needed=False)
-        return {"prompt": prompt, "answer": answer, "tests": tests, "domain": domain}
+        options = self._column(row, "options", OPTIONS_COLUMNS, needed=False)
+        return {"prompt": prompt, "answer": answer, "tests": tests, "domain": domain, "options": options}
 
     def _column(self, row: Row, option: str, known: Sequence[str], *, needed: bool) -> str | None:
         there = {
@@ -119,23 +147,47 @@ class DataSet:
 
     def _problem(self, place: str, row: Row, names: Mapping[str, str | None]) -> Problem:
         prompt, messages = _prompt(_value(row, names["prompt"]), place=place, column=names["prompt"])
-        instruction = self.options.get("instruction", "")
-        if instruction:
-            prompt = f"{prompt}\n\n{instruction}"
-            if messages is not None:
-                messages = [*messages[:-1], messages[-1] | {"content": f"{messages[-1]['content']}\n\n{instruction}"}]
+        answer = _value(row, names["answer"])
+        options = options_of(_value(row, names["options"]))
+        if options:
+            answer = options.letter_of(answer)
+            if answer is None:
+                raise ValueError(
+                    f"{place} needs the letter, the index or the text of one of its {len(options.texts)} options in "
+                    f"column {names['answer']!r}, got {_value(row, names['answer'])!r:.80}"
+                )
+            prompt, messages = _extended(prompt, messages, with_options(prompt, options)[len(prompt) :])
+        if instruction := self.options.get("instruction", ""):
+            prompt, messages = _extended(prompt, messages, f"\n\n{instruction}")
+        verifier = self._verifier(place, row, _answer(answer))
+        details: dict[str, Any] = {}
+        if verifier == "python":
+            details = {"tests": _value(row, names["tests"])}
+        elif verifier == "choice" and options:
+            details = {"options": options.texts}
         domain = _value(row, names["domain"])
-        verifier = self.options.get("verifier", row.get("verifier"))
-        verifier = verifier if verifier in VERIFIER_NAMES else "math"
         return Problem(
             prompt,
-            _answer(_value(row, names["answer"])),
+            _answer(answer),
             str(domain) if domain is not None else Path(self.source).stem,
             verifier=verifier,
-            details=json.dumps({"tests": _value(row, names["tests"])}) if verifier == "python" else "",
+            details=json.dumps(details) if details else "",
             messages=messages,
             columns={name: value for name, value in row.items() if name not in OWN_COLUMNS},
         )
+
+    def _verifier(self, place: str, row: Row, answer: str) -> str:
+        """The verifier that the task names, the row's own, or "choice" for a letter and "math" for all else."""
+        if "verifier" in self.options:
+            return self.options["verifier"]
+        named = row.get("verifier")
+        if _is_missing(named):
+            return "choice" if option_letter(answer) else "math"
+        if named not in VERIFIER_NAMES:
+            raise ValueError(
+                f"{place} names a verifier {named!r:.80}, which does not exist: there are {', '.join(VERIFIER_NAMES)}"
+            )
+        return str(named)
 
     def _rows(self, split: str, *, default: bool) -> Iterator[Place]:
         """Rows of a split; of a file, its own rows, or those of another file where `split` names one."""
@@ -196,7 +248,9 @@ def data_set_problems(source: str, options: Mapping[str, str], *, needs_answers:
     if options.get("verifier", "math") not in VERIFIER_NAMES:
         raise ValueError(f"verifier needs {', '.join(VERIFIER_NAMES)}, got {options['verifier']!r}")
     if needs_answers and options.get("verifier", "math") == "math" and find_spec("math_verify") is None:
-        raise ValueError("answers are graded by the package math-verify: `pip install math-verify`, or ?verifier=exact")
+        raise ValueError(
+            "answers are graded by the package math-verify: pip install 'poise-rlvr[tasks]', or ?verifier=exact"
+        )
     problems = DataSet(source, dict(options), needs_answers)
     everything = problems(sys.maxsize, seed=0, split="all")  # says at once what is wrong with it
     if any(problem.verifier == "python" for problem in everything) and (fault := isolation_fault()):
@@ -221,13 +275,13 @@ def file_rows(path: Path) -> Iterator[Place]:
 
 def _rows_by_ending(path: Path) -> Iterator[Place]:
     if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield f"{path} line {number}", _object(line, place=f"{path} line {number}")
     elif path.suffix == ".json":
         try:
-            rows = json.loads(path.read_text(encoding="utf-8"))
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} line {error.lineno} is not JSON: {error.msg}") from error
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -246,7 +300,8 @@ def _rows_by_ending(path: Path) -> Iterator[Place]:
                 number += 1
                 yield f"{path} row {number}", row
     elif path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
+        csv.field_size_limit(2**31 - 1)  # tests of programs are longer than the default of 131,072
+        with path.open(encoding="utf-8-sig", newline="") as file:
             yield from ((f"{path} row {number}", row) for number, row in enumerate(csv.DictReader(file), start=1))
     else:
         raise ValueError(f"{path} must end with {', '.join(FILES[:-1])} or {FILES[-1]}")
@@ -284,10 +339,28 @@ def _prompt(value: Any, *, place: str, column: str | None) -> tuple[str, Message
     raise ValueError(f"{place} needs text or chat messages in column {column!r}, got {value!r:.80}")
 
 
+def _extended(prompt: str, messages: Messages | None, text: str) -> tuple[str, Messages | None]:
+    """A prompt with text after it, in its last message too."""
+    if messages is not None:
+        messages = [*messages[:-1], messages[-1] | {"content": messages[-1]["content"] + text}]
+    return prompt + text, messages
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: no value, an empty text, or no number where a number was to be."""
+    if isinstance(value, str):
+        return value.strip().casefold() in ("", "nan")
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
 def _answer(value: Any) -> str:
-    """As text; of a list with one entry, that entry; nothing where there is none."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if value is None:
+    """As text; a list of several is one answer of all its members; nothing where there is none."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_answer(each) for each in value)
+    if _is_missing(value):
         return ""
     return value.strip() if isinstance(value, str) else json.dumps(value)
+
+
+def _same_answer(one: str, other: str) -> bool:
+    return one == other or (bool(one) and bool(other) and equal(parsed(one), parsed(other)))

@@ -131,6 +131,15 @@ def math_reward(completion: str, problem: Problem) -> float:
     return float(text is not None and equal(parsed(text), parsed(gold)))
 
 
+def choice_reward(completion: str, problem: Problem) -> float:
+    """1 where the final answer chooses the option whose letter is the gold answer, by its letter or by its text."""
+    letter = option_letter(gold_text(problem.answer))
+    if letter is None:
+        raise UngradableError("no gold answer" if not problem.answer.strip() else "unparseable gold answer")
+    options = json.loads(problem.details)["options"] if problem.details else ()
+    return float(chosen_letter(final_answer(completion), options) == letter)
+
+
 def python_reward(completion: str, problem: Problem, *, seconds: float) -> float:
     """1 where the program in the completion passes all tests that the problem's details hold."""
     try:
@@ -154,6 +163,7 @@ VERIFIERS = {
     "exact": Verifier(exact_reward, harmless=True),
     "reasoning-gym": Verifier(reasoning_gym_reward),
     "math": Verifier(math_reward),
+    "choice": Verifier(choice_reward, harmless=True),
     "python": Verifier(python_reward, keeps_time=True),
 }
 """By the name that a problem carries."""
