@@ -136,7 +136,7 @@ def test_broken_files_are_named_and_the_rest_is_shown(directory):
     with directory.metrics.open("a") as file:
         file.write('{"step": 3')
     texts = " ".join(Page(report_page(directory)).texts)
-    assert "step-000002.parquet cannot be read" in texts
+    assert "step-000002.parquet is no parquet file" in texts
     assert "There is no summary.json" in texts
     assert "0.250 → 0.750" in texts
 
@@ -149,7 +149,7 @@ def test_files_of_another_schema_are_not_guessed_at(directory):
     pyarrow.parquet.write_table(table.replace_schema_metadata({"poise_schema_version": "99"}), path)
     batches, notes = read_rollouts(directory)
     assert [batch[0].step for batch in batches] == [2]
-    assert notes == ["step-000001.parquet cannot be read: its schema version is 99, this poise reads 1"]
+    assert notes == ["step-000001.parquet has schema version 99, and this poise reads 1"]
 
 
 def test_of_a_long_run_files_are_read_evenly_with_the_newest_among_them(tmp_path):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise.cli.eval import chat_template_options, folder_name
+from poise.cli.eval import folder_name
 from poise.cli.given_settings import numbers
 from poise.cli.terminal import console, quiet_hosts, shown_progress
 
@@ -64,7 +64,6 @@ def study(
     temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
     max_completion_length: Annotated[int, typer.Option(help="Tokens.")] = 64,
     seed: Annotated[int, typer.Option(help="Of problems, sampling and critics.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Completions drawn side by side.")] = 128,
     critic: Annotated[bool, typer.Option(help="Fine-tune critics of the model's size, the dear part.")] = True,
     critic_epochs: Annotated[int | None, typer.Option(help="At most. Default: 10, see below.")] = None,
     critic_learning_rates: Annotated[
@@ -78,7 +77,6 @@ def study(
     tables: Annotated[
         str | None, typer.Option(help="Of estimators,features,layers,pools,probes,sizes. Default: all.")
     ] = None,
-    chat_template_kwargs: Annotated[str, typer.Option(help="Options of the chat template.")] = "{}",
     output: Annotated[Path | None, typer.Option(help="Folder of this study. Default: studies/MODEL.")] = None,
 ) -> None:
     """Compare value estimates on held-out prompts: probes, presets, critics; features, layers, pooling, training size.
@@ -114,7 +112,6 @@ def study(
                 temperature=temperature,
                 max_completion_length=max_completion_length,
                 seed=seed,
-                batch_size=batch_size,
                 critics=critic,
                 critic_hindsight=critic_hindsight,
                 resamples=resamples,
@@ -123,7 +120,7 @@ def study(
             )
             folder = output or Path("studies") / folder_name(settings.model)
             console.print(f"a study of {settings.model}; everything goes to {folder}", soft_wrap=True)
-            _studied(settings, folder, chat_options=chat_template_options(chat_template_kwargs))
+            _studied(settings, folder)
         except (ValueError, OSError) as error:
             typer.echo(f"poise study: {error}", err=True)
             raise typer.Exit(2) from error
@@ -132,7 +129,7 @@ def study(
             raise typer.Exit(130) from error
 
 
-def _studied(settings: "StudySettings", folder: Path, *, chat_options: dict[str, Any]) -> None:
+def _studied(settings: "StudySettings", folder: Path) -> None:
     from poise.lab.study.pages import study_markdown, task_markdown, write_study
     from poise.lab.study.study import study
 
@@ -143,7 +140,7 @@ def _studied(settings: "StudySettings", folder: Path, *, chat_options: dict[str,
         typer.echo(task_markdown(results.tasks[-1]))
 
     with shown_progress() as watch:
-        results = study(settings, folder, chat_options=chat_options, watch=watch, report=report)
+        results = study(settings, folder, watch=watch, report=report)
     for sentence in results.skipped:
         console.print(f"left out: {sentence}", soft_wrap=True)
     if len(results.tasks) > 1 and "estimators" in settings.tables:

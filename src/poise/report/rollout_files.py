@@ -1,18 +1,14 @@
-"""Which rollouts did a run leave behind, and which pairs of them are worth a look?
+"""The rollouts that a run left behind, and the pairs of them that are worth a look.
 
-The rule: a pair is two rollouts of one prompt in one generation batch, as `sibling` says. What cannot be read is
-counted and said, never guessed.
+A pair is two rollouts of one prompt in one generation batch, as `sibling` says. What cannot be read is counted and
+said, never guessed.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
-
-from poise.storage.run_directory import ROLLOUTS_SCHEMA, ROLLOUTS_SCHEMA_VERSION, RunDirectory
+from poise.storage.run_directory import RunDirectory, rollout_lines
 
 
 @dataclass(frozen=True)
@@ -85,19 +81,10 @@ def read_rollouts(directory: RunDirectory, *, most_files: int = 400) -> tuple[li
         paths = [paths[-1 - index * len(paths) // most_files] for index in reversed(range(most_files))]
     for path in paths:
         try:
-            batches.append(_batch(path))
-        except (pyarrow.ArrowException, KeyError, ValueError, OSError) as error:
-            notes.append(f"{path.name} cannot be read: {(str(error).splitlines() or ['no reason given'])[0]}")
+            batches.append([Rollout(row=row, **line) for row, line in enumerate(rollout_lines(path))])
+        except (ValueError, OSError) as error:
+            notes.append(str(error).replace(str(path), path.name))
     return batches, notes
-
-
-def _batch(path: Path) -> list[Rollout]:
-    table = pyarrow.parquet.read_table(path)
-    version = (table.schema.metadata or {}).get(b"poise_schema_version", b"none").decode(errors="replace")
-    if version != str(ROLLOUTS_SCHEMA_VERSION):
-        raise ValueError(f"its schema version is {version}, this poise reads {ROLLOUTS_SCHEMA_VERSION}")
-    lines = table.select(ROLLOUTS_SCHEMA.names).to_pylist()
-    return [Rollout(row=row, **line) for row, line in enumerate(lines)]
 
 
 def pairs_of(batch: Sequence[Rollout]) -> list[Pair]:

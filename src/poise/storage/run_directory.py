@@ -220,6 +220,28 @@ class RunDirectory:
         return path
 
 
+def rollout_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of rollouts, with the columns of `ROLLOUTS_SCHEMA`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is something else, or of another version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} is no parquet file: {(str(error).splitlines() or ['no reason given'])[0]}") from error
+    if missing := [name for name in ROLLOUTS_SCHEMA.names if name not in table.schema.names]:
+        raise ValueError(f"{path} holds no rollouts of a run: it lacks the columns {', '.join(missing)}")
+    version = (table.schema.metadata or {}).get(b"poise_schema_version", b"none").decode(errors="replace")
+    if version != str(ROLLOUTS_SCHEMA_VERSION):
+        raise ValueError(f"{path} has schema version {version}, and this poise reads {ROLLOUTS_SCHEMA_VERSION}")
+    lines: list[dict[str, Any]] = table.select(ROLLOUTS_SCHEMA.names).to_pylist()
+    return lines
+
+
 def sibling_rows(prompts: Sequence[str]) -> list[int | None]:
     """For each row, the next one with the same prompt, from the last on to the first; None where there is no other."""
     rows: dict[str, list[int]] = {}

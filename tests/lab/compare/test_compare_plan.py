@@ -1,15 +1,19 @@
 """Which runs there are, which learning rates are tried, and that nothing complete is ever run again."""
 
+import inspect
 import json
 
 import pytest
 from typer.testing import CliRunner
 
 from poise.cli import app
+from poise.cli.compare import compare
+from poise.cli.study import study
 from poise.lab.compare.arms import ARMS
 from poise.lab.compare.pages import write_results
 from poise.lab.compare.plan import FIRST_TUNING_SEED, Comparison, Conditions, Run
 from poise.lab.compare.schedule import RunFailed, Schedule, best_learning_rate, next_learning_rate
+from poise.lab.study.settings import StudySettings
 from poise.presets import PRESETS
 from poise.storage.run_directory import RunDirectory
 
@@ -51,6 +55,27 @@ def test_a_twin_differs_in_the_seed_of_sampling_alone():
     assert twin.name != run.name
     ours, theirs = (each.config(CONDITIONS, "unused").to_dict() for each in (run, twin))
     assert {name for name in ours if ours[name] != theirs[name]} == {"seed"}
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "names"),
+    [
+        (
+            compare,
+            Conditions(),
+            ("rollouts", "batch_rollouts", "batch_updates", "evaluations", "eval_prompts", "completions"),
+        ),
+        (
+            study,
+            StudySettings("embedded", ("embedded",)),
+            ("k", "temperature", "max_completion_length", "seed", "resamples"),
+        ),
+    ],
+    ids=["compare", "study"],
+)
+def test_commands_have_the_defaults_of_their_settings(command, settings, names):
+    defaults = {name: each.default for name, each in inspect.signature(command).parameters.items()}
+    assert {name: defaults[name] for name in names.split()} == {name: getattr(settings, name) for name in names.split()}
 
 
 def test_learning_rates_are_chosen_on_seeds_that_are_used_for_nothing_else():

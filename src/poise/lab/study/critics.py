@@ -163,32 +163,24 @@ def _part_of(watch: Watch, name: str, part: int, num_parts: int) -> Callable[[in
     return lambda done, total: watch(name, part * total + done, num_parts * total)
 
 
+_TOLD = ("seconds", "cpu_seconds", "extra_bytes", "chosen")
+_TENSORS = ("values", "each_epoch")
+
+
 def _read(file: Path, made_with: dict[str, object]) -> Estimates | None:
     """What a file holds; None if there is none, or it was made otherwise."""
     try:
         with safe_open(file, framework="pt") as opened:
             told = json.loads(opened.metadata()["poise_critic"])
-            values = opened.get_tensor("values")
-            each_epoch = opened.get_tensor("each_epoch") if "each_epoch" in {*opened.keys()} else None
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return Estimates(**tensors, **{name: told[name] for name in _TOLD}) if told["made_with"] == made_with else None
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
-    if told["made_with"] != made_with:
-        return None
-    return Estimates(
-        values,
-        told["seconds"],
-        told.get("cpu_seconds"),
-        told["extra_bytes"],
-        chosen=told.get("chosen", ""),
-        each_epoch=each_epoch,
-    )
 
 
 def _write(file: Path, estimates: Estimates, made_with: dict[str, object]) -> None:
-    cost = {name: getattr(estimates, name) for name in ("seconds", "cpu_seconds", "extra_bytes", "chosen")}
-    told = {"made_with": made_with} | cost
-    values = {"values": estimates.values.contiguous()}
-    if estimates.each_epoch is not None:
-        values["each_epoch"] = estimates.each_epoch
+    told = {"made_with": made_with} | {name: getattr(estimates, name) for name in _TOLD}
+    tensors = {name: getattr(estimates, name) for name in _TENSORS}
     with written_whole(file) as place:
-        save_file(values, place, metadata={"poise_critic": json.dumps(told)})
+        kept = {name: each.contiguous() for name, each in tensors.items() if each is not None}
+        save_file(kept, place, metadata={"poise_critic": json.dumps(told)})

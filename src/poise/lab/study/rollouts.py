@@ -10,7 +10,7 @@ A batch is there when both of its files are. No prompt lies on both sides, and e
 enough before the first is drawn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,21 +108,14 @@ class DrawnTask:
     """Prompts with a rollout that could not be graded."""
 
 
-def studied_task(
-    spec: str,
-    folder: Path,
-    settings: StudySettings,
-    *,
-    tokenizer: Any,
-    chat_options: Mapping[str, Any] | None = None,
-) -> StudiedTask:
+def studied_task(spec: str, folder: Path, settings: StudySettings, *, tokenizer: Any) -> StudiedTask:
     """The problems of a task.
 
     Raises:
         ValueError: If there is no such task, or it has too few prompts.
         FileNotFoundError: If its file is not there.
     """
-    graded = GradedTask(spec, tokenizer=tokenizer, chat_options=chat_options)
+    graded = GradedTask(spec, tokenizer=tokenizer)
     held_out = distinct_problems(graded.task, settings.held_out_prompts, seed=HELD_OUT_SEED, split="heldout")
     training = distinct_problems(graded.task, settings.prompts, seed=settings.seed, split="train", apart_from=held_out)
     if len(training) < FEWEST_TRAINING_PROMPTS or len(held_out) < FEWEST_HELD_OUT_PROMPTS:

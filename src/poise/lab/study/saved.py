@@ -14,8 +14,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -28,11 +26,10 @@ from poise.evaluate.tables import NONE, markdown_table, with_interval
 from poise.lab.progress import Watch, silent
 from poise.lab.study.estimators import ready_after_one_step, recipe_fields, row_features
 from poise.lab.study.rollouts import Reader
-from poise.storage.run_directory import ROLLOUTS_SCHEMA_VERSION
+from poise.storage.run_directory import rollout_lines
 
-COLUMNS = ("step", "prompt", "completion", "domain", "reward")
-"""Columns of a run's rollout files that are read."""
 FEWEST_PROMPTS = 16
+_TEXTS = ("prompt", "completion", "domain")
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def saved_rollouts(paths: Sequence[Path]) -> SavedRollouts:
         FileNotFoundError: If there is no such file.
         ValueError: If a file is not one of a run, of another version, or too little is in it to compare baselines.
     """
-    lines = [line for path in paths for line in _lines(path)]
+    lines = [line for path in paths for line in rollout_lines(path)]
     groups = prompt_groups([(line["step"], line["prompt"]) for line in lines])
     rewards = torch.tensor([math.nan if r["reward"] is None else r["reward"] for r in lines], dtype=torch.float64)
     gradable = ~rewards.isnan()
@@ -77,25 +74,8 @@ def saved_rollouts(paths: Sequence[Path]) -> SavedRollouts:
             f"every rollout earned {float(rewards[gradable][0]):g}: rewards that are all equal say nothing about any "
             "baseline"
         )
-    prompts, completions, domains = ([line[name] or "" for line in lines] for name in COLUMNS[1:4])
+    prompts, completions, domains = ([line[name] or "" for line in lines] for name in _TEXTS)
     return SavedRollouts(prompts, completions, domains, rewards, groups)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} is no parquet file: {(str(error).splitlines() or ['no reason given'])[0]}") from error
-    missing = [name for name in COLUMNS if name not in table.schema.names]
-    if missing:
-        raise ValueError(f"{path} holds no rollouts of a run: it lacks the columns {', '.join(missing)}")
-    version = (table.schema.metadata or {}).get(b"poise_schema_version", b"none").decode(errors="replace")
-    if version != str(ROLLOUTS_SCHEMA_VERSION):
-        raise ValueError(f"{path} has schema version {version}, and this poise reads {ROLLOUTS_SCHEMA_VERSION}")
-    lines: list[dict[str, Any]] = table.select(list(COLUMNS)).to_pylist()
-    return lines
 
 
 def saved_features(

@@ -76,7 +76,6 @@ def study(
     settings: StudySettings,
     folder: Path,
     *,
-    chat_options: dict[str, Any] | None = None,
     watch: Watch = silent,
     report: Callable[[StudyResults], None] = lambda results: None,
 ) -> StudyResults:
@@ -85,7 +84,6 @@ def study(
     Args:
         settings: What to study.
         folder: Where everything is kept.
-        chat_options: For the tokenizer's chat template.
         watch: Shown what goes on.
         report: Given the results so far whenever a task is done.
 
@@ -103,7 +101,6 @@ def study(
         "older_weights": weights_fingerprint(older) if older else None,
         "layers": layers,
         "scalars": list(SCALARS),
-        "chat_options": chat_options or {},
     }
     claim(folder, settings.drawn | told, what="study")
     usual = default_layer(depth)
@@ -113,7 +110,7 @@ def study(
     try:
         for spec in settings.tasks:
             place = folder / folder_name(spec)
-            tasks.append(studied_task(spec, place, settings, tokenizer=tokenizer, chat_options=chat_options))
+            tasks.append(studied_task(spec, place, settings, tokenizer=tokenizer))
         drawn = [drawn_task(task, settings, reader, older=older, watch=watch) for task in tasks]
     finally:
         for task in tasks:
