@@ -1,14 +1,18 @@
-"""How does a generator of reasoning-gym become a source of problems?
+"""Generators of reasoning-gym as sources of problems, the same ones in every process.
 
-The rule: what the data set needs to score an answer travels with the problem, as JSON text that keeps tuples tuples, so
-that any process can score it; and one side of the split never holds a prompt of the other.
+What the data set needs to score an answer travels with the problem, as JSON text that keeps tuples tuples, so that any
+process can score it. One side of the split never holds a prompt of the other, and no held-out prompt comes twice.
 """
 
 import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -23,6 +27,18 @@ EXTRACTS = ("all", "line", "word", "number")
 """What of a completion is scored: all that is not thinking, or its first line, word or number."""
 LONGEST_SEARCH = 2_000
 """Draws in a row that may all fall on the wrong side of the split."""
+LONGEST_REPETITION = 500
+"""Draws in a row that may all repeat held-out prompts, before a task is taken to have no more of them."""
+SET_ORDERED = frozenset(
+    {"isomorphic_strings", "knight_swap", "list_functions", "polynomial_multiplication", "ransom_note", "word_ladder"}
+)
+"""Data sets that iterate over sets of texts, so that the same seed gives others under another hash seed of Python."""
+REFUSED = {
+    "codeio": "gives other problems at every draw and writes into the working folder",
+    "composite": "is a mixture: name its parts, as in reasoning-gym:gcd + reasoning-gym:lcm",
+    "game_of_life_halting": "gives full marks to any answer",
+}
+"""Data sets that cannot be trained on, and why."""
 
 
 def reasoning_gym_problems(name: str, options: Mapping[str, str]) -> ProblemSource:
@@ -40,8 +56,10 @@ def reasoning_gym_problems(name: str, options: Mapping[str, str]) -> ProblemSour
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
         raise ValueError(
-            "tasks of reasoning-gym need the package reasoning-gym: `pip install reasoning-gym`"
+            "tasks of reasoning-gym need the package reasoning-gym: pip install 'poise-rlvr[tasks]'"
         ) from error
+    if name in REFUSED:
+        raise ValueError(f"{name} of reasoning-gym {REFUSED[name]}")
     if name not in DATASETS:
         closest = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5)
         hint = f"; the closest is {closest[0]}" if closest else ""
@@ -60,18 +78,22 @@ def reasoning_gym_problems(name: str, options: Mapping[str, str]) -> ProblemSour
         if split not in ("train", "heldout"):
             raise ValueError(f"split needs 'train' or 'heldout', got {split!r}")
         drawn: list[Problem] = []
-        chunk = in_vain = 0
+        seen: set[str] = set()
+        chunk = in_vain = repeated = 0
         while len(drawn) < num:
             text = f"poise {name} {split} {seed} {chunk}"
             chunk_seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") // 2
-            source = data_set(name, settings, seed=chunk_seed, size=PROBLEMS_A_SEED)
-            for place in range(PROBLEMS_A_SEED):
-                entry = source[place]
-                if split_of(entry["question"]) == split:
-                    drawn.append(_problem(name, settings, entry, instruction=instruction, extract=extract))
-                    in_vain = 0
-                else:
+            for entry in _entries(name, settings, seed=chunk_seed):
+                if split_of(entry["question"]) != split:
                     in_vain += 1
+                elif split == "heldout" and entry["question"] in seen:
+                    repeated += 1
+                else:
+                    seen.add(entry["question"])
+                    drawn.append(_problem(name, settings, entry, instruction=instruction, extract=extract))
+                    in_vain = repeated = 0
+                if repeated > LONGEST_REPETITION:
+                    return drawn
                 if len(drawn) == num:
                     break
                 if in_vain > LONGEST_SEARCH:
@@ -80,6 +102,33 @@ def reasoning_gym_problems(name: str, options: Mapping[str, str]) -> ProblemSour
         return drawn
 
     return problems
+
+
+def _entries(name: str, settings: Mapping[str, Any], *, seed: int) -> Iterator[Mapping[str, Any]]:
+    """The entries of a data set with this seed; where sets have a say, from a process with a fixed hash seed."""
+    if name not in SET_ORDERED:
+        source = data_set(name, settings, seed=seed, size=PROBLEMS_A_SEED)
+        yield from (source[place] for place in range(PROBLEMS_A_SEED))
+        return
+    code = "from poise.tasks.generated import write_entries; write_entries()"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        input=json_text({"name": name, "settings": dict(settings), "seed": seed}),
+        env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise ValueError(f"problems of {name} could not be drawn: {(done.stderr.splitlines() or ['no message'])[-1]}")
+    yield from json_value(done.stdout)
+
+
+def write_entries() -> None:
+    """Write entries of the data set that standard input names to standard output; for `_entries`."""
+    asked = json_value(sys.stdin.read())
+    random.seed(asked["seed"])  # some draw from the global generator
+    source = data_set(asked["name"], asked["settings"], seed=asked["seed"], size=PROBLEMS_A_SEED)
+    print(json_text([dict(source[place]) for place in range(PROBLEMS_A_SEED)]))
 
 
 def _problem(

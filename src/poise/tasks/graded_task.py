@@ -1,8 +1,8 @@
-"""How does a task become what a trainer trains on and what it is measured by?
+"""A task, asked and graded for one policy: what a trainer trains on and what it is measured by.
 
-The rule: training and measuring ask in the same form, by the chat template where the tokenizer has one. Measured is
-whether answers are right, by the task's own verifier, whatever is rewarded in training; only where a data set has no
-answers is it the reward itself.
+Training and measuring ask in the same form, by the chat template where the tokenizer has one. Measured is whether
+answers are right, by the task's own verifier, whatever is rewarded in training; only where a data set has no answers is
+it the reward itself.
 """
 
 import functools
@@ -32,6 +32,12 @@ ROW = "poise_row"
 """Column of the trainer's data set: number of the row whose columns the user's functions get."""
 GOLD_ANSWERS = 32
 """So many are tried before the first step."""
+GARBAGE = ("", "banana 17 !?", "no idea")
+"""Texts that answer nothing."""
+CONSTANTS = ("0", "1", "yes", "no", "True", "False", "A", "-1")
+"""Answers that a policy could give to every problem."""
+MOST_CONSTANT = 0.9
+"""Share of problems that one constant answer may solve."""
 MOST_REFUSED = 0.2
 """Share of gold answers that a verifier may refuse; a run on more cannot tell right from wrong."""
 
@@ -107,12 +113,16 @@ class GradedTask:
 
         Where a problem has no gold answer, such as one with tests alone, whatever is answered must be gradable.
 
+        Garbage and constant answers are graded too: a verifier that accepts the former cannot tell right from wrong,
+        and a task that one of the latter solves is named.
+
         Raises:
-            ValueError: If the verifier does not accept more than `MOST_REFUSED` of them.
+            ValueError: If the verifier does not accept more than `MOST_REFUSED` of them, or gives garbage full marks.
         """
         if self._functions:
             return
         sample = self.task.problems(num, seed=0)
+        self._check_garbage(sample)
         verdicts = self.grader.verdicts(self._gold(sample), sample)
         self.grader.counts.clear()
         refused = [
@@ -131,6 +141,23 @@ class GradedTask:
             self.close()
             raise ValueError(f"{sentence}: check the columns of the data set and the verifier")
         logger.warning("%s", sentence)
+
+    def _check_garbage(self, sample: Sequence[Problem]) -> None:
+        """Refuse a verifier that gives full marks to garbage; name a task that one constant answer solves."""
+        for texts, most in ((GARBAGE, MOST_REFUSED), (CONSTANTS, MOST_CONSTANT)):
+            for text in texts:
+                given = self.grader.rewards([END_OF_THINKING + text] * len(sample), sample)
+                share = sum(reward >= FULL_MARKS for reward in given) / len(sample)
+                if share <= most:
+                    continue
+                if texts is GARBAGE:
+                    self.close()
+                    raise ValueError(
+                        f"the verifier {sample[0].verifier!r} of {sample[0].domain} gives full marks to {text!r} for "
+                        f"{share:.0%} of the problems: no policy can learn from it"
+                    )
+                logger.warning("%s: the answer %r alone solves %.0f %% of it", sample[0].domain, text, 100 * share)
+        self.grader.counts.clear()
 
     def training_data(self, num: int, *, seed: int) -> Dataset:
         """Up to `num` problems to train on, with the columns that the reward functions take."""

@@ -89,7 +89,12 @@ def reasoning_gym_reward(completion: str, problem: Problem) -> float:
     details = json_value(problem.details)
     source = _scoring_data_set(details["data_set"], json.dumps(details["settings"]))
     answer = extracted(final_answer(completion), details["extract"])
-    return float(source.score_answer(answer, details["entry"]))
+    try:
+        return float(source.score_answer(answer, details["entry"]))
+    except Exception:
+        if problem.answer:  # `verdict` tries the gold answer too
+            raise
+        raise WrongError("verifier raised") from None
 
 
 def extracted(text: str, what: str) -> str:
