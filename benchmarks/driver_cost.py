@@ -26,7 +26,7 @@ from scipy.optimize import nnls
 
 import poise
 from poise.features.rollout_features import Features
-from poise.presets import LeaveOnePromptOutRecipe
+from poise.probe.learned import LeaveOnePromptOutRecipe
 
 SHEET_ROWS = (10**3, 10**4, 10**5, 10**6)
 _recipe = poise.preset("poise").recipe

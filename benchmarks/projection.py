@@ -16,7 +16,8 @@ from results import interval, markdown_table, save
 from synthetic import World
 from torch import Tensor
 
-from poise.baselines import prompt_groups, sibling_means
+from poise.baselines import sibling_means
+from poise.batch import prompt_groups
 from poise.probe.leave_one_out import LeaveOnePromptOut
 from poise.probe.principal_axes import principal_axes, projected_states
 

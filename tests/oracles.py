@@ -1,6 +1,6 @@
 """Slow and obvious versions of what poise computes, and small worlds whose answers are known.
 
-Loops and scikit-learn; nothing here calls the code under test but for the types that it is fed with.
+Loops and scikit-learn; nothing here calls the code under test but for what it is fed with.
 """
 
 import itertools
@@ -16,8 +16,9 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from poise.features.rollout_features import Features
-from poise.probe.history import prompt_keys
+from poise.batch import checked_batch, prompt_keys
+from poise.features.rollout_features import MEAN_ENTROPIES, Features
+from poise.probe.evidence import evidence_rows
 
 
 def refitted_baselines(evidence, rewards, weights, groups, penalty):
@@ -240,3 +241,27 @@ def different_starts(probabilities):
     for low, high in itertools.pairwise(ends):
         if high - low > 1e-12:
             yield (low + high) / 2, high - low
+
+
+def evidence_of(rollouts, *, history=None):
+    """Rows of evidence of some rollouts of one domain, twice as many earlier ones behind each prompt as they earned."""
+    rows = len(rollouts.rewards)
+    features = Features(rollouts.prompt, rollouts.completion, rollouts.entropies, torch.zeros(rows, 4).bool())
+    batch = checked_batch(
+        features,
+        rollouts.rewards,
+        rollouts.prompts,
+        None,
+        rollouts.weights,
+        needs_features=True,
+        needs_siblings=False,
+        scalars=MEAN_ENTROPIES,
+    )
+    past = torch.zeros(rows, dtype=torch.float64) if history is None else history
+    return evidence_rows(
+        batch,
+        domains=torch.zeros(rows, dtype=torch.int64),
+        history=(past, 2 * past),
+        projection_size=256,
+        projection_seed=0,
+    )

@@ -8,10 +8,10 @@ from oracles import sibling_mean
 from poise.baselines import (
     cross_rollout_baselines,
     group_mean_baselines,
-    prompt_groups,
     rloo_baselines,
     sibling_means,
 )
+from poise.batch import prompt_groups
 
 PROMPTS = ["a", "b", "a", "c", "b", "a", "d", "d", "d", "d"]
 GRADABLE = torch.tensor([1, 1, 0, 1, 1, 1, 1, 1, 0, 1]).bool()

@@ -11,8 +11,9 @@ import torch
 
 import poise
 from poise.features.rollout_features import Features
-from poise.presets import PRESETS, LeaveOnePromptOutRecipe
+from poise.presets import PRESETS
 from poise.probe import mixture
+from poise.probe.learned import LeaveOnePromptOutRecipe
 from poise.probe.leave_one_out import LeaveOnePromptOut
 from poise.probe.mixture import RiskRecord
 
@@ -67,7 +68,8 @@ class Rollouts:
         other.rewards[row] = reward
         other.weights[row] *= weight
         other.completion[row] = scale * torch.randn(WIDTH, generator=generator)
-        other.prompt[row] = scale * torch.randn(WIDTH, generator=generator)
+        if self.prompts.count(self.prompts[row]) > 1:  # a lone rollout's prompt states are read before it was sampled
+            other.prompt[row] = scale * torch.randn(WIDTH, generator=generator)
         other.entropies[row] = torch.tensor([0.0, 11.0, 5.0])
         other.luck[row] = 100 * scale
         return other
@@ -146,6 +148,12 @@ def test_so_it_is_in_primal_and_dual_form_and_with_duplicate_prompts(monkeypatch
         assert any(rows == sum(sizes) + 20 * bool(earlier_steps) and rows < columns for rows, columns in shapes)
 
 
+@pytest.mark.parametrize("earlier_steps", [0, 2])
+@pytest.mark.parametrize("name", ["poise", "poise-single"])
+def test_so_it_is_with_one_rollout_a_prompt(name, earlier_steps):
+    assert largest_move(small(name), [1] * 24, earlier_steps=earlier_steps, domains=2) < 1e-9
+
+
 @pytest.mark.parametrize("earlier_steps", [0, 3])
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_preset_keeps_its_promise(name, earlier_steps):
@@ -189,9 +197,8 @@ def test_control_a_rollouts_own_features_are_noticed(monkeypatch):
     import poise.probe.evidence
     from poise.probe import learned
 
-    def own_features(prompt, completion, entropies, *args, **kwargs):
-        rows = poise.probe.evidence.evidence_rows(prompt, completion, entropies, *args, **kwargs)
-        return replace(rows, sibling_states=completion)
+    def own_features(batch, **kwargs):
+        return replace(poise.probe.evidence.evidence_rows(batch, **kwargs), sibling_states=batch.features.completion)
 
     monkeypatch.setattr(learned, "evidence_rows", own_features)
     preset = small("poise-value", evidence=("sibling_states",))

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import poise
-from oracles import drawn_rollouts
+from oracles import drawn_rollouts, evidence_of
 from poise.baselines import group_mean_baselines, rloo_baselines, sibling_means
 from poise.diagnostics.pairs import PairScoreboard
 from poise.features.rollout_features import mean_entropies, score_norm_weights
-from poise.presets import LeaveOnePromptOutRecipe
-from poise.probe.evidence import evidence_matrix, evidence_rows, settled_frame
+from poise.probe.evidence import evidence_matrix, settled_frame
+from poise.probe.learned import LeaveOnePromptOutRecipe
 from poise.probe.leave_one_out import LeaveOnePromptOut
 from poise.probe.mixture import RiskRecord
 from poise.probe.principal_axes import principal_axes, projected_states
@@ -148,20 +148,8 @@ def test_scores_on_axes_are_finite_and_bounded(scale, rows, width):
 @given(sizes=group_sizes, gone=st.sets(st.integers(0, 59)))
 def test_evidence_is_finite_whoever_is_ungradable(sizes, gone):
     rollouts = drawn_rollouts(sizes, seed=0)
-    rows, groups = len(rollouts.rewards), torch.tensor([g for g, size in enumerate(sizes) for _ in range(size)])
-    gradable = torch.tensor([k not in gone for k in range(rows)])
-    made = evidence_rows(
-        rollouts.prompt,
-        rollouts.completion,
-        rollouts.entropies,
-        torch.where(gradable, rollouts.rewards, 0),
-        rollouts.weights,
-        groups=groups,
-        gradable=gradable,
-        domains=torch.zeros(rows).long(),
-        history_reward=torch.zeros(rows, dtype=torch.float64),
-        history_count=torch.zeros(rows, dtype=torch.float64),
-    )
+    gradable = torch.tensor([k not in gone for k in range(len(rollouts.rewards))])
+    made = evidence_of(replace(rollouts, rewards=torch.where(gradable, rollouts.rewards, torch.nan)))
     blocks = ("constant", "domain", "sibling_reward", "history", "sibling_entropies", "sibling_states", "prompt_states")
     assert evidence_matrix(made, blocks, settled_frame(made, components=3), num_domains=1).columns.isfinite().all()
 

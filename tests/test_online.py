@@ -12,7 +12,9 @@ import poise
 from oracles import drawn_rollouts, sibling_mean, together
 from poise.features.rollout_features import Features
 from poise.online import OnlineBaseline
-from poise.presets import PRESETS, EarlierStepsRecipe, LeaveOnePromptOutRecipe
+from poise.paper.published import EarlierStepsRecipe
+from poise.presets import PRESETS
+from poise.probe.learned import LeaveOnePromptOutRecipe
 
 LEARNED = [name for name, preset in PRESETS.items() if isinstance(preset.recipe, LeaveOnePromptOutRecipe)]
 PUBLISHED = [name for name, preset in PRESETS.items() if isinstance(preset.recipe, EarlierStepsRecipe)]

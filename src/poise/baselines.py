@@ -1,4 +1,4 @@
-"""Baselines made of rewards alone, and the sibling means that all others are made of.
+"""The protocol of everything that makes baselines, and the baselines that are made of rewards alone.
 
 A policy gradient stays unbiased under any baseline that, given the prompt, does not depend on the completion it is
 subtracted from. Everything here that is called *sibling* leaves a rollout's own row out; `group_mean` does not, and
@@ -8,17 +8,128 @@ Rows are rollouts. `groups[i]` is the index of row i's prompt; rows of one promp
 are not gradable take no part in any mean.
 """
 
-from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from poise.batch import Batch
 
-def prompt_groups(prompts: Sequence[Hashable]) -> Int[Tensor, " rows"]:
-    """Number the distinct prompts in order of first appearance; equal prompts are siblings."""
-    index: dict[Hashable, int] = {}
-    return torch.tensor([index.setdefault(prompt, len(index)) for prompt in prompts], dtype=torch.int64)
+
+@dataclass(frozen=True)
+class Step:
+    """The outcome of one step; one entry a rollout, in the order given."""
+
+    baselines: Float[Tensor, " rows"]
+    """What to subtract from each reward."""
+    advantages: Float[Tensor, " rows"]
+    """reward - baseline; 0 where the rollout is ungradable."""
+    values: Float[Tensor, " rows"]
+    """Leave-one-prompt-out estimates of V(x); the published presets give their probe's values. NaN without either."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Keys `poise/...`; `docs/metrics.md` has a line for each."""
+    in_charge: dict[str, str] = field(default_factory=dict)
+    """For each domain, the evidence in charge: what counts most in its baselines. Empty where nothing is chosen."""
+
+
+def step_of(
+    batch: Batch, baselines: Float[Tensor, " rows"], values: Float[Tensor, " rows"] | None = None, **rest: Any
+) -> Step:
+    """The outcome of a batch from its baselines; `rest` are `metrics` and `in_charge`."""
+    values = torch.full_like(baselines, torch.nan) if values is None else values
+    return Step(baselines, torch.where(batch.gradable, batch.rewards - baselines, 0), values, **rest)
+
+
+@runtime_checkable
+class Method(Protocol):
+    """One way to make baselines, with what it remembers of earlier steps."""
+
+    def step(self, batch: Batch) -> Step:
+        """Baselines of this batch from it and from earlier steps; then learn from it. Metrics have no prefix."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, strings and lists of them: everything that the next step depends on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore exactly what `state_dict` gave."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a method, as a frozen dataclass whose fields are plain data, and what the method asks for."""
+
+    exact = True
+    """Whether a rollout's baseline is independent of that rollout, given its prompt."""
+    control = False
+    """Whether it is biased on purpose, for comparisons alone."""
+    needs_features = False
+    """Whether it reads a forward pass."""
+    needs_siblings = False
+    """Whether a lone rollout has no baseline."""
+    reads_siblings = False
+    """Whether siblings are part of the evidence."""
+    weighted = False
+    """Whether score-norm weights are used."""
+    values_see_own_rollout = False
+    """Whether a rollout's value is read from that rollout: it is then judged by its siblings' rewards."""
+    scalars_read = tuple[str, ...]()
+    """Names of the scalars that a batch must hold."""
+
+    def build(self) -> Method:
+        """The method, before its first step."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RewardsRecipe(Recipe):
+    """A baseline made of this prompt's rewards alone: "rloo", "group-mean" or "none"."""
+
+    kind: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("rloo", "group-mean", "none"):
+            raise ValueError(f"kind is one of rloo, group-mean, none, got {self.kind!r}")
+
+    def build(self) -> Method:
+        """The method, which remembers nothing."""
+        return RewardsBaseline(self.kind)
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Whether the own reward stays out of the baseline."""
+        return self.kind != "group-mean"
+
+    @property
+    def needs_siblings(self) -> bool:  # type: ignore[override]
+        """Whether a lone rollout has no baseline."""
+        return self.kind == "rloo"
+
+    @property
+    def reads_siblings(self) -> bool:  # type: ignore[override]
+        """Whether siblings' rewards are part of the baseline."""
+        return self.kind != "none"
+
+
+class RewardsBaseline:
+    """Baselines of a `RewardsRecipe`."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def step(self, batch: Batch) -> Step:
+        """Baselines of the batch."""
+        of = {"rloo": rloo_baselines, "group-mean": group_mean_baselines}.get(self._kind)
+        rewards = batch.rewards
+        return step_of(batch, of(rewards, batch.groups, batch.gradable) if of else torch.zeros_like(rewards))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
 
 
 def sibling_means(

@@ -1,11 +1,9 @@
-"""Is one step's input whole, and what does it say?
-
-Everything that a baseline is made from, checked once at the door, on the CPU, in float64 where it is arithmetic.
-"""
+"""The input of one step, checked once: on the CPU, and in float64 where it is used in arithmetic."""
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -13,9 +11,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from poise.baselines import prompt_groups
 from poise.features.rollout_features import Features
-from poise.probe.history import prompt_keys
 
 
 @dataclass(frozen=True)
@@ -100,6 +96,17 @@ def checked_batch(
         domains=domains,
         weights=weights,
     )
+
+
+def prompt_groups(prompts: Sequence[Hashable]) -> Int[Tensor, " rows"]:
+    """The number of each row's prompt, in order of first appearance; equal prompts are siblings."""
+    index: dict[Hashable, int] = {}
+    return torch.tensor([index.setdefault(prompt, len(index)) for prompt in prompts], dtype=torch.int64)
+
+
+def prompt_keys(prompts: Sequence[Hashable]) -> list[int]:
+    """Stable 63-bit keys of prompts, from their `repr`; what is stored in their place."""
+    return [int.from_bytes(blake2b(repr(p).encode(), digest_size=8).digest(), "big") >> 1 for p in prompts]
 
 
 def prompt_id(prompt: str | Sequence[Mapping[str, Any]]) -> str:

@@ -6,44 +6,23 @@ added to what the next step will find. Another order is impossible to call.
 
 import json
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from poise.baselines import group_mean_baselines, rloo_baselines
+from poise.baselines import Step, sibling_means
 from poise.batch import Batch, checked_batch
 from poise.diagnostics.pairs import PairScoreboard
 from poise.features.rollout_features import Features
-from poise.paper.published import PublishedBaseline, Window
-from poise.presets import EarlierStepsRecipe, LeaveOnePromptOutRecipe, Preset, RewardsRecipe
-from poise.probe.evidence import EVIDENCE_SETS
-from poise.probe.learned import LearnedBaseline
-from poise.probe.mixture import Candidate
+from poise.presets import Preset
 from poise.storage.whole_files import write_whole, written_whole
 
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Step:
-    """The outcome of one step; one entry a rollout, in the order given."""
-
-    baselines: Float[Tensor, " rows"]
-    """What to subtract from each reward."""
-    advantages: Float[Tensor, " rows"]
-    """reward - baseline; 0 where the rollout is ungradable."""
-    values: Float[Tensor, " rows"]
-    """Leave-one-prompt-out estimates of V(x); the published presets give their probe's values. NaN without either."""
-    metrics: dict[str, float]
-    """Keys `poise/...`; `docs/metrics.md` has a line for each."""
-    in_charge: dict[str, str]
-    """For each domain, the evidence in charge: what counts most in its baselines. Empty where nothing is chosen."""
 
 
 class OnlineBaseline:
@@ -51,18 +30,16 @@ class OnlineBaseline:
 
     Args:
         preset: What to make them from; see `poise.preset`.
+
+    Attributes:
+        method: What makes them, of the preset's recipe.
     """
 
     def __init__(self, preset: Preset) -> None:
         self.preset = preset
-        recipe = preset.recipe
+        self.method = preset.recipe.build()
         self._widths: list[int] | None = None
         self._scoreboard = PairScoreboard()
-        self._method: LearnedBaseline | PublishedBaseline | None = None
-        if isinstance(recipe, LeaveOnePromptOutRecipe):
-            self._method = LearnedBaseline(recipe)
-        elif isinstance(recipe, EarlierStepsRecipe):
-            self._method = PublishedBaseline(recipe)
 
     def step(
         self,
@@ -102,55 +79,14 @@ class OnlineBaseline:
             nothing = torch.zeros(0, dtype=torch.float64)
             return Step(nothing, nothing, nothing, {}, {})
         self._widths = batch.widths
-        baselines, values, in_charge = self._baselines(batch)
-        advantages = torch.where(batch.gradable, batch.rewards - baselines, 0)
-        judged = values if isinstance(self._method, LearnedBaseline) else baselines
+        step = self.method.step(batch)
+        values = step.values
+        if self.preset.recipe.values_see_own_rollout:
+            values = sibling_means(values[:, None], batch.groups, batch.gradable)[0][:, 0]
+        judged = torch.where(step.values.isnan(), step.baselines, values)
         self._scoreboard.observe(batch.rewards, judged, batch.groups, batch.gradable)
-        metrics = {f"poise/{k}": v for k, v in self._metrics(batch, baselines, in_charge).items()}
-        return Step(baselines, advantages, values, metrics, in_charge)
-
-    def _baselines(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, str]]:
-        unknown = torch.full_like(batch.rewards, torch.nan)
-        if isinstance(self._method, LearnedBaseline):
-            baselines, values, chosen = self._method.step(batch)
-            first = {
-                domain: int(k) for domain, k in zip(reversed(batch.domains), reversed(chosen.tolist()), strict=True)
-            }
-            in_charge = {domain: _described(self._method.candidates[k]) for domain, k in sorted(first.items())}
-            return baselines, values, in_charge
-        if isinstance(self._method, PublishedBaseline):
-            assert batch.features is not None
-            keys = torch.tensor(batch.keys, dtype=torch.int64)
-            rows = Window(batch.features.prompt, batch.features.completion, batch.scalars, keys, batch.rewards)
-            baselines, values = self._method.step(
-                rows, batch.rewards, groups=batch.groups, gradable=batch.gradable, domains=batch.domains
-            )
-            return baselines, values, {}
-        assert isinstance(self.preset.recipe, RewardsRecipe)
-        kind = self.preset.recipe.kind
-        if kind == "rloo":
-            return rloo_baselines(batch.rewards, batch.groups, batch.gradable), unknown, {}
-        if kind == "group-mean":
-            return group_mean_baselines(batch.rewards, batch.groups, batch.gradable), unknown, {}
-        return torch.zeros_like(batch.rewards), unknown, {}
-
-    def _metrics(self, batch: Batch, baselines: Tensor, in_charge: dict[str, str]) -> dict[str, float]:
-        weights = torch.where(batch.gradable, batch.weights, 0)
-        spent = float((weights * batch.rewards**2).sum())
-        metrics = self._scoreboard.metrics() | {
-            "baseline_mean": float(baselines[batch.gradable].mean()) if batch.gradable.any() else float("nan"),
-            "weighted_risk": float((weights * (batch.rewards - baselines) ** 2).sum()) / spent
-            if spent
-            else float("nan"),
-            "ungradable_share": 1 - float(batch.gradable.to(torch.float64).mean()),
-        }
-        if self._method is not None:
-            metrics["inexact_share"] = float(not self._method.solved)
-        if in_charge:
-            order = list(EVIDENCE_SETS)
-            levels = [order.index(in_charge[domain].split()[0]) for domain in batch.domains]
-            metrics["evidence_level"] = sum(levels) / len(levels)
-        return metrics
+        metrics = self._scoreboard.metrics() | _metrics(batch, step.baselines) | step.metrics
+        return replace(step, metrics={f"poise/{name}": number for name, number in metrics.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings and lists of them: everything that the next step depends on."""
@@ -160,7 +96,7 @@ class OnlineBaseline:
             "recipe": _plain(asdict(self.preset.recipe)),
             "widths": self._widths,
             "scoreboard": self._scoreboard.sums,
-            **({f"method.{k}": v for k, v in self._method.state_dict().items()} if self._method else {}),
+            **{f"method.{k}": v for k, v in self.method.state_dict().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -180,9 +116,8 @@ class OnlineBaseline:
                 )
         self._widths = state["widths"]
         self._scoreboard.sums = state["scoreboard"]
-        if self._method is not None:
-            prefix = "method."
-            self._method.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+        prefix = "method."
+        self.method.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
 
     def save(self, folder: Path | str, *, fitted_for: Mapping[str, Any] | None = None) -> None:
         """Write `poise.safetensors` (arrays) and `poise.json` (the rest, and the arrays' digest) into a folder.
@@ -235,12 +170,14 @@ class OnlineBaseline:
         self.load_state_dict(rest | load(data))
 
 
-def _described(candidate: Candidate) -> str:
-    if candidate.evidence == "zero":
-        return "zero"
-    scope = "own domain" if candidate.own_domain else "all rows"
-    axes = f", {candidate.components} axes" if candidate.components else ""
-    return f"{candidate.evidence} (penalty {candidate.penalty:g}{axes}, {scope})"
+def _metrics(batch: Batch, baselines: Tensor) -> dict[str, float]:
+    weights = torch.where(batch.gradable, batch.weights, 0)
+    spent = float((weights * batch.rewards**2).sum())
+    return {
+        "baseline_mean": float(baselines[batch.gradable].mean()) if batch.gradable.any() else float("nan"),
+        "weighted_risk": float((weights * (batch.rewards - baselines) ** 2).sum()) / spent if spent else float("nan"),
+        "ungradable_share": 1 - float(batch.gradable.to(torch.float64).mean()),
+    }
 
 
 def _plain(value: Any) -> Any:

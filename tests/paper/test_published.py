@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import poise
 from oracles import ScikitLearnProbe, drawn_rollouts, sibling_mean, together
-from poise.baselines import prompt_groups
+from poise.batch import prompt_groups
 from poise.presets import PRESETS
 
 

@@ -7,29 +7,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from oracles import drawn_rollouts, sibling_mean
-from poise.baselines import prompt_groups
-from poise.probe.evidence import BLOCKS, EVIDENCE_SETS, HIDDEN_BLOCKS, evidence_matrix, evidence_rows, settled_frame
+from oracles import drawn_rollouts, evidence_of, sibling_mean
+from poise.probe.evidence import BLOCKS, EVIDENCE_SETS, HIDDEN_BLOCKS, evidence_matrix, settled_frame
 
 SIZES = (2, 3, 1, 4, 2)
 UNGRADABLE = 9  # one of the four
-
-
-def rows_of(rollouts, *, gradable=None, history=None):
-    rows = len(rollouts.rewards)
-    past = torch.zeros(rows, dtype=torch.float64) if history is None else history
-    return evidence_rows(
-        rollouts.prompt,
-        rollouts.completion,
-        rollouts.entropies,
-        rollouts.rewards,
-        rollouts.weights,
-        groups=prompt_groups(rollouts.prompts),
-        gradable=torch.ones(rows, dtype=torch.bool) if gradable is None else gradable,
-        domains=torch.zeros(rows, dtype=torch.int64),
-        history_reward=past,
-        history_count=2 * past,
-    )
 
 
 def columns(rows, *blocks, num_domains=1, components=3):
@@ -52,7 +34,7 @@ def test_rows_hold_the_means_of_gradable_siblings():
     rollouts = drawn_rollouts(SIZES, seed=0)
     gradable = torch.ones(len(rollouts.rewards), dtype=torch.bool)
     gradable[UNGRADABLE] = False
-    rows = rows_of(rollouts, gradable=gradable)
+    rows = evidence_of(replace(rollouts, rewards=torch.where(gradable, rollouts.rewards, torch.nan)))
     for made, source in [
         (rows.sibling_states, rollouts.completion),
         (rows.sibling_entropies, rollouts.entropies),
@@ -67,7 +49,7 @@ def test_rows_hold_the_means_of_gradable_siblings():
 def test_prompt_states_are_a_siblings_and_only_a_lone_rollouts_own():
     rollouts = drawn_rollouts((2, 1), seed=0)
     moved = rollouts.prompt + torch.arange(3.0)[:, None]
-    rows = rows_of(replace(rollouts, prompt=moved))
+    rows = evidence_of(replace(rollouts, prompt=moved))
     assert_close(rows.prompt_states, moved[[1, 0, 2]])
 
 
@@ -76,12 +58,12 @@ def test_a_row_of_evidence_does_not_change_with_its_own_rollout(row):
     rollouts = drawn_rollouts(SIZES, seed=0)
     other = drawn_rollouts(SIZES, seed=1)
     lone = rollouts.prompts.count(rollouts.prompts[row]) == 1
-    before, frame = rows_of(rollouts), settled_frame(rows_of(other), components=3)
+    before, frame = evidence_of(rollouts), settled_frame(evidence_of(other), components=3)
     names = ("completion", "entropies", "rewards", "weights") + (() if lone else ("prompt",))
     changed = {name: getattr(rollouts, name).clone() for name in names}
     for name in names:
         changed[name][row] = 7 + getattr(other, name)[row]
-    after = rows_of(replace(rollouts, **changed))
+    after = evidence_of(replace(rollouts, **changed))
     matrices = [evidence_matrix(rows, BLOCKS, frame, num_domains=1).columns for rows in (before, after)]
     assert_close(matrices[0][row], matrices[1][row], atol=1e-12, rtol=0)
     if not lone:
@@ -91,7 +73,7 @@ def test_a_row_of_evidence_does_not_change_with_its_own_rollout(row):
 def test_scalar_columns_by_hand():
     rollouts = drawn_rollouts((3, 1), seed=0)
     rollouts = replace(rollouts, rewards=torch.tensor([1.0, 0.0, 1.0, 1.0]).double())
-    rows = rows_of(rollouts, history=torch.tensor([0.5, 0.5, 0.5, 0.0]).double())
+    rows = evidence_of(rollouts, history=torch.tensor([0.5, 0.5, 0.5, 0.0]).double())
     assert (columns(rows, "constant") / 10).tolist() == [[1, 0], [1, 0], [1, 0], [1, 1]]
     two_thirds = 2 / 3  # of two siblings
     expected = torch.tensor([[0.5, 1], [1, 1], [0.5, 1], [0, 0]]).double() * two_thirds
@@ -101,7 +83,7 @@ def test_scalar_columns_by_hand():
 
 
 def test_domains_are_indicators_and_a_single_one_has_no_column():
-    rows = rows_of(drawn_rollouts((2, 2), seed=0))
+    rows = evidence_of(drawn_rollouts((2, 2), seed=0))
     rows.domain[2:] = 1
     assert (columns(rows, "domain", num_domains=3) / 10).tolist() == [[1, 0, 0]] * 2 + [[0, 1, 0]] * 2
     rows.domain[:] = 0
@@ -109,14 +91,14 @@ def test_domains_are_indicators_and_a_single_one_has_no_column():
 
 
 def test_states_of_absent_siblings_are_zero_columns():
-    rows = rows_of(drawn_rollouts((3, 1, 2), seed=0))
+    rows = evidence_of(drawn_rollouts((3, 1, 2), seed=0))
     states = columns(rows, "sibling_states")
     assert not states[3].any()
     assert states[[0, 1, 2, 4, 5]].all()
 
 
 def test_columns_of_some_blocks_and_fewer_axes_are_picked_out():
-    rows = rows_of(drawn_rollouts((2,) * 8, seed=0))
+    rows = evidence_of(drawn_rollouts((2,) * 8, seed=0))
     frame = settled_frame(rows, components=5)
     matrix = evidence_matrix(rows, ("constant", "sibling_reward", "sibling_states"), frame, num_domains=1)
     picked = matrix.chosen(["constant", "sibling_states"], components=2)
@@ -125,20 +107,20 @@ def test_columns_of_some_blocks_and_fewer_axes_are_picked_out():
 
 
 def test_axes_are_not_settled_on_rows_without_siblings():
-    rows = rows_of(drawn_rollouts((2, 2, 2, 1, 1, 1), seed=0))
+    rows = evidence_of(drawn_rollouts((2, 2, 2, 1, 1, 1), seed=0))
     frame = settled_frame(rows, components=3)
     assert_close(frame.sibling.mean, rows.sibling_states[:6].double().mean(dim=0))
     assert_close(frame.prompt.mean, rows.prompt_states.double().mean(dim=0))
 
 
 def test_an_unknown_block_is_refused():
-    rows = rows_of(drawn_rollouts((2,), seed=0))
+    rows = evidence_of(drawn_rollouts((2,), seed=0))
     with pytest.raises(ValueError, match=r"evidence blocks are constant, .*; got 'crystal_ball'"):
         columns(rows, "crystal_ball")
 
 
 def test_rows_can_be_cut_and_joined():
-    rows = rows_of(drawn_rollouts(SIZES, seed=0))
+    rows = evidence_of(drawn_rollouts(SIZES, seed=0))
     joined = rows[:4].followed_by(rows[4:])
     assert len(joined) == len(rows)
     assert all(torch.equal(getattr(joined, name), getattr(rows, name)) for name in rows.__dataclass_fields__)

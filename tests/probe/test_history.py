@@ -2,7 +2,8 @@
 
 import torch
 
-from poise.probe.history import PromptHistory, prompt_keys
+from poise.batch import prompt_keys
+from poise.probe.history import PromptHistory
 
 
 def recalled(history, *keys):

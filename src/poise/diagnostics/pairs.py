@@ -1,4 +1,4 @@
-"""How much of the rewards' variance could any baseline remove, and how much does this one?
+"""The scoreboard of pairs: how much of the rewards' variance any baseline could remove, and how much this one does.
 
 Two rollouts of a prompt tell it without a single extra rollout. For prompts with at least two gradable rollouts
 (the same prompts in every term), with r_xi the rewards, rbar_x their mean and s_x^2 their 1/(G-1) variance:

@@ -1,4 +1,4 @@
-"""The published probe: how do the paper and its authors' release turn features into baselines?
+"""The published probe: how the paper and its authors' release turn features into baselines.
 
 A value v_i = g(z_i) for every rollout from a probe fitted on *earlier* steps; the target of a row is its siblings'
 mean reward; the baseline of a rollout is its siblings' mean value (arXiv:2605.07579, eq. 11-13, algorithm 1; the
@@ -6,24 +6,123 @@ settings of the release: per-domain windows, PCA before the scaler, RLOO for the
 here; this is what poise's own baseline is measured against.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from poise.baselines import cross_rollout_baselines, group_mean_baselines, rloo_baselines, sibling_means
+from poise.baselines import (
+    Recipe,
+    Step,
+    cross_rollout_baselines,
+    group_mean_baselines,
+    rloo_baselines,
+    sibling_means,
+    step_of,
+)
+from poise.batch import Batch
 from poise.extras import required_extra
-from poise.paper.value_probes import fitted_ensemble, standard_scaler
-from poise.presets import EarlierStepsRecipe
+from poise.features.rollout_features import MEAN_ENTROPIES
+from poise.features.scalars import check_scalar_names
+from poise.paper.value_probes import COMBINATIONS, PROBES, fitted_ensemble, standard_scaler
 
 _PCA_SEED = 42
 
+TARGETS = ("siblings", "group", "own")
+"""What the published probe may be fitted to."""
+
 Part = Float[Tensor, "rows width"]
+
+
+@dataclass(frozen=True)
+class EarlierStepsRecipe(Recipe):
+    """The published probe: features -> siblings' mean reward, fitted on earlier steps, values swapped between siblings.
+
+    Features are [prompt; completion; scalars], each hidden part reduced by PCA where a size is given, then all
+    standardised; a probe with a free intercept; values clipped to [0, 1].
+    """
+
+    penalty: float = 0.01
+    probe: str = "ridge"
+    """The kind of probe, of `poise.paper.value_probes.PROBES`."""
+    members: tuple[tuple[str, float], ...] = ()
+    """Instead of `probe` and `penalty`: the probes of an ensemble, each a kind and a penalty."""
+    combination: str = "mean"
+    """How the members' values become one: "mean", or "stacked" by a ridge on values of prompts they had not seen."""
+    stacking_penalty: float = 0.01
+    target: str = "siblings"
+    """What a row's probe is fitted to: "siblings", their mean reward; "group", the mean with the row's own in it; or
+    "own", that alone. The others make poorer values (they tell the own outcome, which nobody may use), and are as
+    exact: targets are of earlier steps."""
+    cross_rollout: bool = True
+    """A rollout's baseline is its siblings' mean value. False is biased: its own value."""
+    scalars: tuple[str, ...] = MEAN_ENTROPIES
+    """Of `poise.features.scalars.SCALARS`; a name that begins with `own:` is yours."""
+    prompt_components: int | None = None
+    completion_components: int | None = None
+    window_rows: int = 4096
+    """Rows that are kept, for each domain."""
+    domain_window_rows: Mapping[str, int] = field(default_factory=dict)
+    """Rows that are kept for domains that differ from `window_rows`."""
+    own_domain: bool = False
+    """Fit one probe for each domain instead of one for all."""
+    rloo_steps: int = 1
+    """First steps, whose baseline is the siblings' mean reward while the window fills."""
+
+    def __post_init__(self) -> None:
+        check_scalar_names(self.scalars, own=True)
+        for member in self.members:
+            match member:
+                case (str(), int() | float()):
+                    continue
+            raise ValueError(f"a member is a kind and a penalty, such as ('ridge', 0.01); got {member!r}")
+        for kind, penalty in self.fitted_members:
+            if kind not in PROBES:
+                raise ValueError(f"probes are {', '.join(PROBES)}; got {kind!r}")
+            if not min(penalty, self.stacking_penalty) > 0:
+                raise ValueError(f"a probe's penalty must be positive, got {min(penalty, self.stacking_penalty)}")
+        for name, allowed in (("combination", COMBINATIONS), ("target", TARGETS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    @property
+    def fitted_members(self) -> tuple[tuple[str, float], ...]:
+        """Kind and penalty of every probe that is fitted."""
+        return self.members or ((self.probe, self.penalty),)
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Whether no rollout's baseline is made from the rollout: of the probe's options, only the swap matters."""
+        return self.cross_rollout
+
+    needs_features = True
+    needs_siblings = True
+    reads_siblings = True
+    weighted = False
+
+    def build(self) -> "PublishedBaseline":
+        """The method, before its first step."""
+        return PublishedBaseline(self)
+
+    @property
+    def control(self) -> bool:  # type: ignore[override]
+        """Whether a rollout's own value is its baseline."""
+        return not self.cross_rollout
+
+    @property
+    def scalars_read(self) -> tuple[str, ...]:  # type: ignore[override]
+        """All scalars that are named."""
+        return self.scalars
+
+    needs_features = True
+    needs_siblings = True
+    reads_siblings = True
+    values_see_own_rollout = True
 
 
 @dataclass(frozen=True)
@@ -85,9 +184,6 @@ class PublishedBaseline:
     """Windows and probes of the published method, one for all rows or one for each domain.
 
     Where a probe cannot be solved there is none, and RLOO stands in until one can be.
-
-    Attributes:
-        solved: Whether every probe that the newest step asked for could be solved.
     """
 
     def __init__(self, recipe: EarlierStepsRecipe) -> None:
@@ -97,21 +193,11 @@ class PublishedBaseline:
         self.steps = 0
         self.windows: dict[str, Window] = {}
         self.probes: dict[str, Probe] = {}
-        self.solved = True
 
-    def step(
-        self,
-        rows: Window,
-        rewards: Float[Tensor, " rows"],
-        *,
-        groups: Int[Tensor, " rows"],
-        gradable: Bool[Tensor, " rows"],
-        domains: list[str],
-    ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """Baselines and values (NaN while there is no probe) of a batch by the old probe; then learn from the batch.
-
-        `rows.targets` is overwritten: the targets are made here, from the group's rewards.
-        """
+    def step(self, batch: Batch) -> Step:
+        """Baselines and values (NaN while there is no probe) of a batch by the old probe; then learn from the batch."""
+        assert batch.features is not None
+        rewards, groups, gradable, domains = batch.rewards, batch.groups, batch.gradable, batch.domains
         means, siblings = sibling_means(rewards[:, None], groups, gradable)
         match self.recipe.target:
             case "siblings":
@@ -120,12 +206,13 @@ class PublishedBaseline:
                 targets = group_mean_baselines(rewards, groups, gradable)
             case _:
                 targets = rewards
-        rows = replace(rows, targets=targets)
+        keys = torch.tensor(batch.keys, dtype=torch.int64)
+        rows = Window(batch.features.prompt, batch.features.completion, batch.scalars, keys, targets)
         routes = domains if self.recipe.own_domain else [""] * len(domains)
         index = {route: torch.tensor([r == route for r in routes]) for route in dict.fromkeys(routes)}
         baselines = rloo_baselines(rewards, groups, gradable)
         values = torch.full_like(rewards, torch.nan)
-        self.solved = not any(self._can_be_fitted(route) and route not in self.probes for route in index)
+        solved = not any(self._can_be_fitted(route) and route not in self.probes for route in index)
         for route, inside in index.items():
             if route in self.probes and self.steps >= self.recipe.rloo_steps:
                 values[inside] = baselines[inside] = self.probes[route](rows[inside])
@@ -140,7 +227,7 @@ class PublishedBaseline:
             window = self.windows.get(route)
             self.windows[route] = (new if window is None else window.followed_by(new))[slice(-keep, None)]
         self._refit(list(index))
-        return baselines, values
+        return step_of(batch, baselines, values, metrics={"inexact_share": float(not solved)})
 
     def _refit(self, routes: list[str]) -> None:
         for route, window in self.windows.items():

@@ -1,4 +1,4 @@
-"""Which maps from features to a value does the authors' release offer?
+"""The maps from features to a value that the authors' release offers.
 
 Ridge, a logistic regression on soft targets, a small network, and ensembles of them. All see the same standardised
 columns and are fitted to targets between 0 and 1; all values lie between 0 and 1. A probe is a function of its rows,

@@ -1,7 +1,7 @@
-"""What may a rollout's baseline see?
+"""What a rollout's baseline may see, as rows and as regression columns.
 
-Everything but the rollout itself: its siblings' features and rewards, its prompt's own states and history, its
-domain. One row of evidence a rollout, in blocks that can be switched on and off; nothing in row i is made from
+That is everything but the rollout itself: its siblings' features and rewards, its prompt's own states and history,
+its domain. One row of evidence a rollout, in blocks that can be switched on and off; nothing in row i is made from
 rollout i. (The prompt's states come from siblings; a rollout without siblings uses its own, which are read at prompt
 positions and, attention being causal, know nothing of the completion.)
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from poise.baselines import sibling_means
-from poise.probe.principal_axes import PrincipalAxes, principal_axes
+from poise.batch import Batch
+from poise.probe.principal_axes import PrincipalAxes, principal_axes, projected_states
 
 BLOCKS = ("constant", "domain", "sibling_reward", "history", "sibling_entropies", "sibling_states", "prompt_states")
 """The blocks of evidence columns, the cheapest to know first."""
@@ -73,35 +74,44 @@ class EvidenceRows:
 
 
 def evidence_rows(
-    prompt: Float[Tensor, "rows prompt_size"],
-    completion: Float[Tensor, "rows completion_size"],
-    entropies: Float[Tensor, "rows stats"],
-    rewards: Float[Tensor, " rows"],
-    weights: Float[Tensor, " rows"],
+    batch: Batch,
     *,
-    groups: Int[Tensor, " rows"],
-    gradable: Bool[Tensor, " rows"],
     domains: Int[Tensor, " rows"],
-    history_reward: Float[Tensor, " rows"],
-    history_count: Float[Tensor, " rows"],
+    history: tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]],
+    projection_size: int,
+    projection_seed: int,
 ) -> EvidenceRows:
-    """Gather, for every rollout of a batch, what its gradable siblings and its prompt's past tell."""
-    own_prompt = prompt.to(torch.float64)
+    """Gather, for every rollout of a batch, what its gradable siblings and its prompt's past tell.
+
+    Args:
+        batch: The rollouts.
+        domains: The number of each row's domain.
+        history: Mean reward and number of earlier rollouts of each row's prompt.
+        projection_size: Directions on which each wide hidden state is projected.
+        projection_seed: Of the directions for prompts; those for completions have the next one.
+    """
+    rewards, groups, gradable = batch.rewards, batch.groups, batch.gradable
+    nothing = torch.zeros(len(rewards), 0)
+    states = (nothing, nothing) if batch.features is None else (batch.features.prompt, batch.features.completion)
+    own_prompt, own_completion = (
+        projected_states(each, size=projection_size, seed=projection_seed + k).to(torch.float64)
+        for k, each in enumerate(states)
+    )
     sibling_prompt, count = sibling_means(own_prompt, groups, gradable)
-    states, _ = sibling_means(completion.to(torch.float64), groups, gradable)
-    statistics, _ = sibling_means(entropies.to(torch.float64), groups, gradable)
+    completion, _ = sibling_means(own_completion, groups, gradable)
+    statistics, _ = sibling_means(batch.scalars.to(torch.float64), groups, gradable)
     reward, _ = sibling_means(rewards[:, None], groups, gradable)
     return EvidenceRows(
         prompt_states=torch.where(count[:, None] > 0, sibling_prompt, own_prompt).to(torch.float32),
-        sibling_states=states.to(torch.float32),
+        sibling_states=completion.to(torch.float32),
         sibling_entropies=statistics.to(torch.float32),
         sibling_reward=reward[:, 0],
         sibling_count=count,
-        history_reward=history_reward,
-        history_count=history_count,
+        history_reward=history[0],
+        history_count=history[1],
         domain=domains,
         reward=torch.where(gradable, rewards, 0),
-        weight=torch.where(gradable, weights, 0),
+        weight=torch.where(gradable, batch.weights, 0),
         gradable=gradable,
     )
 

@@ -1,20 +1,14 @@
-"""What did this prompt earn in earlier steps?
+"""The rewards that each prompt earned in earlier steps.
 
 A tracker per prompt, as in single-stream policy optimisation (arXiv:2509.13232): a forgetting mean of its rewards.
 It holds steps before the current one only, so it is evidence for every rollout of the prompt.
 """
 
-from collections.abc import Hashable, Sequence
-from hashlib import blake2b
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-
-def prompt_keys(prompts: Sequence[Hashable]) -> list[int]:
-    """Stable 63-bit keys of prompts, from their `repr`; what is stored in their place."""
-    return [int.from_bytes(blake2b(repr(p).encode(), digest_size=8).digest(), "big") >> 1 for p in prompts]
 
 
 class PromptHistory:

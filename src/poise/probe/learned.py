@@ -1,30 +1,133 @@
-"""How does poise's own baseline come about?
+"""poise's own baseline: one ridge on everything that a rollout may know, each prompt left out of its own fit.
 
-One ridge on everything that a rollout may know, fitted on the window and the batch itself, each prompt left out of
-its own fit (`probe`); which evidence, penalty and scope count is settled by what they cost before (`choice`). The
-score-norm-weighted fit gives the baselines; the unweighted one beside it, from the same evidence, gives the values.
+The ridge is fitted on the window and the batch itself; which evidence, penalty and scope count is settled by what they
+cost before (`mixture`). The score-norm-weighted fit gives the baselines; the unweighted one beside it, from the same
+evidence, gives the values.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from poise.baselines import Recipe, Step, step_of
 from poise.batch import Batch
-from poise.presets import LeaveOnePromptOutRecipe
-from poise.probe.evidence import BLOCKS, EvidenceMatrix, EvidenceRows, evidence_matrix, evidence_rows, settled_frame
+from poise.features.rollout_features import MEAN_ENTROPIES
+from poise.features.scalars import check_scalar_names
+from poise.probe.evidence import (
+    BLOCKS,
+    EVIDENCE_SETS,
+    FEATURE_BLOCKS,
+    SIBLING_BLOCKS,
+    EvidenceMatrix,
+    EvidenceRows,
+    evidence_matrix,
+    evidence_rows,
+    settled_frame,
+)
 from poise.probe.history import PromptHistory
-from poise.probe.mixture import RiskRecord, candidate_baselines, candidates
-from poise.probe.principal_axes import projected_states
+from poise.probe.mixture import Candidate, RiskRecord, candidate_baselines, candidates
+
+Predictions = Float[Tensor, "candidates batch"]
+
+
+@dataclass(frozen=True)
+class LeaveOnePromptOutRecipe(Recipe):
+    """One ridge on switched-on evidence, fitted on window and batch, the prompt's own batch rows left out exactly."""
+
+    evidence: tuple[str, ...] = BLOCKS
+    """Evidence blocks that may be used, of `poise.probe.evidence.BLOCKS`."""
+    scalars: tuple[str, ...] = MEAN_ENTROPIES
+    """What the block `sibling_entropies` holds, of `scalars.SCALARS`; a name that begins with `own:` is yours."""
+    weighted: bool = False
+    """Weigh rows by score norms: the target is then the score-norm-weighted mean of rewards, not the value."""
+    penalties: tuple[float, ...] = (3.0, 30.0, 300.0, 3000.0)
+    """Ridge penalties to choose from, per unit of mean row weight; hidden-state columns have variance 1."""
+    components: tuple[int, ...] = (40,)
+    """Numbers of principal axes to choose from, for each hidden state."""
+    window_rows: int = 4096
+    """Rows of earlier steps that stay in the fit."""
+    projection_size: int = 256
+    """Directions on which each wide hidden state is projected."""
+    projection_seed: int = 0
+    risk_decay: float = 0.9
+    """How the record of what candidates cost fades with each step."""
+    history_forgetting: float = 0.5
+    """How a prompt's earlier rewards fade each time that it is seen."""
+    history_prompts: int = 1_000_000
+    """Prompts that are remembered, those seen last."""
+
+    def __post_init__(self) -> None:
+        for block in self.evidence:
+            if block not in BLOCKS:
+                raise ValueError(f"evidence blocks are {', '.join(BLOCKS)}; got {block!r}")
+        check_scalar_names(self.scalars, own=True)
+        if not self.penalties or min(self.penalties) <= 0:
+            raise ValueError(f"penalties must be positive numbers, got {self.penalties}")
+        if self.window_rows < 0 or self.projection_size < 1:
+            raise ValueError(
+                f"window_rows must be at least 0 and projection_size at least 1, "
+                f"got {self.window_rows} and {self.projection_size}"
+            )
+
+    def build(self) -> "LearnedBaseline":
+        """The method, before its first step."""
+        return LearnedBaseline(self)
+
+    @property
+    def scalars_read(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The scalars, where their block is switched on."""
+        return self.scalars if "sibling_entropies" in self.evidence else ()
+
+    @property
+    def needs_features(self) -> bool:  # type: ignore[override]
+        """Whether a switched-on block is read from a forward pass."""
+        return not FEATURE_BLOCKS.isdisjoint(self.evidence)
+
+    @property
+    def needs_siblings(self) -> bool:  # type: ignore[override]
+        """Whether nothing but siblings is known, so that a lone rollout has no baseline."""
+        return bool(self.evidence) and SIBLING_BLOCKS.issuperset(self.evidence)
+
+    @property
+    def reads_siblings(self) -> bool:  # type: ignore[override]
+        """Whether siblings are part of the evidence."""
+        return not SIBLING_BLOCKS.isdisjoint(self.evidence)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a fit is for: rows weighed by score norms for the baseline, alike for the value, and its risk record."""
+
+    name: str
+    weighted: bool
+    record: RiskRecord
+
+    def weights(self, rows: EvidenceRows) -> Float[Tensor, " rows"]:
+        """How much each row counts; 0 where it is ungradable."""
+        return rows.weight if self.weighted else rows.gradable.to(torch.float64)
+
+
+@dataclass(frozen=True)
+class FitRows:
+    """Rows of evidence in columns, the last of them the batch that is predicted."""
+
+    matrix: EvidenceMatrix
+    rows: EvidenceRows
+    groups: Int[Tensor, " batch"]
+
+    def predictions(self, listed: tuple[Candidate, ...], target: Target) -> Predictions:
+        """Every candidate's baselines of the batch, none outside the rewards of other prompts."""
+        predictions = candidate_baselines(listed, self.matrix, self.rows, target.weights(self.rows), self.groups)
+        lowest, highest = _outside_range(self.rows, self.groups)
+        predictions[1:] = predictions[1:].clamp(lowest, highest)  # all but the zero baseline
+        return predictions
 
 
 class LearnedBaseline:
-    """Window, prompt history and risk records of the leave-one-prompt-out ridge.
-
-    Attributes:
-        solved: Whether every fit of the newest step could be solved.
-    """
+    """Window, prompt history and risk records of the leave-one-prompt-out ridge."""
 
     def __init__(self, recipe: LeaveOnePromptOutRecipe) -> None:
         self.recipe = recipe
@@ -32,105 +135,81 @@ class LearnedBaseline:
         self.domains: list[str] = []
         self.history = PromptHistory(forgetting=recipe.history_forgetting, capacity=recipe.history_prompts)
         self.window: EvidenceRows | None = None
-        targets = ("baseline", "value") if recipe.weighted else ("baseline",)
-        self.solved = True
-        self.records = {t: RiskRecord(len(self.candidates), decay=recipe.risk_decay) for t in targets}
+        self.targets = [Target("baseline", recipe.weighted, self._empty_record())]
+        if recipe.weighted:
+            self.targets.append(Target("value", False, self._empty_record()))
 
-    def step(self, batch: Batch) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"], Int[Tensor, " rows"]]:
-        """Baselines, values, and for each row the candidate that counts most; then learn from the batch."""
+    def step(self, batch: Batch) -> Step:
+        """Baselines, values, and the evidence in charge of each domain; then learn from the batch."""
         domains = self._domain_numbers(batch.domains)
-        new = self._evidence(batch, domains)
+        size, seed = self.recipe.projection_size, self.recipe.projection_seed
+        past = self.history.recall(batch.keys)
+        new = evidence_rows(batch, domains=domains, history=past, projection_size=size, projection_seed=seed)
         rows = self.window.followed_by(new) if self.window else new
-        out = {}
-        for target, (predictions, shares) in self._fits(new, rows, batch).items():
-            out[target] = (shares * predictions).sum(dim=0), shares.argmax(dim=0)
-            self._observe(self.records[target], predictions, new, weighted=self._is_weighted(target))
-        baselines, in_charge = out["baseline"]
-        values, _ = out.get("value", out["baseline"])
+        made, solved = [], True
+        for target, predictions, shares in self._fits(new, rows, batch):
+            known = predictions.isfinite()
+            if not bool(known.all()):
+                solved = False
+                predictions = torch.where(
+                    known, predictions, _leave_out_means(rows, target.weights(rows), batch.groups)
+                )
+            made.append(((shares * predictions).sum(dim=0), shares.argmax(dim=0)))
+            self._observe(target.record, target, predictions, new)
+        (baselines, chosen), (values, _) = made[0], made[-1]
         self.window = rows.gradable_only()[-self.recipe.window_rows :] if self.recipe.window_rows else rows[:0]
         gradable = batch.gradable.tolist()
         seen = [(k, r) for k, r, g in zip(batch.keys, batch.rewards.tolist(), gradable, strict=True) if g]
         self.history.observe([k for k, _ in seen], [r for _, r in seen])
-        return baselines, values, in_charge
+        return self._outcome(batch, baselines, values, chosen.tolist(), solved=solved)
+
+    def _outcome(
+        self,
+        batch: Batch,
+        baselines: Float[Tensor, " rows"],
+        values: Float[Tensor, " rows"],
+        chosen: list[int],
+        *,
+        solved: bool,
+    ) -> Step:
+        first = dict(zip(reversed(batch.domains), reversed(chosen), strict=True))
+        levels = {domain: list(EVIDENCE_SETS).index(self.candidates[k].evidence) for domain, k in first.items()}
+        metrics = {
+            "inexact_share": float(not solved),
+            "evidence_level": sum(levels[domain] for domain in batch.domains) / len(batch.domains),
+        }
+        in_charge = {domain: self.candidates[k].described() for domain, k in sorted(first.items())}
+        return step_of(batch, baselines, values, metrics=metrics, in_charge=in_charge)
 
     def _fits(
         self, new: EvidenceRows, rows: EvidenceRows, batch: Batch
-    ) -> dict[str, tuple[Float[Tensor, "candidates batch"], Float[Tensor, "candidates batch"]]]:
-        """For each target every candidate's predictions, and how much each of them counts.
-
-        Where a fit cannot be solved, or gives no finite number, the leave-out mean of the rewards stands in.
-        """
-        fits = {}
+    ) -> list[tuple[Target, Predictions, Predictions]]:
+        """For each target every candidate's predictions, NaN where there is none, and how much each counts."""
         try:
-            matrix = self._matrix(rows, settled_on=self.window) if self.window else None
-            for target, record in self.records.items():
-                weighted = self._is_weighted(target)
-                if matrix is None:
-                    fits[target] = self._first_predictions(new, batch, weighted=weighted)
-                else:
-                    predictions = self._predictions(matrix, rows, batch.groups, weighted=weighted)
-                    fits[target] = predictions, record.shares(new.domain)
+            if self.window is None:
+                return [(target, *self._first_predictions(new, batch, target)) for target in self.targets]
+            fit = FitRows(self._matrix(rows, settled_on=self.window), rows, batch.groups)
+            made = [fit.predictions(self.candidates, target) for target in self.targets]
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             unsolved = torch.full((len(self.candidates), len(batch.groups)), torch.nan, dtype=torch.float64)
             unsolved[0] = 0  # the zero baseline, which needs no fit
-            fits = {target: (unsolved, record.shares(new.domain)) for target, record in self.records.items()}
-        self.solved = all(bool(predictions.isfinite().all()) for predictions, _ in fits.values())
-        if self.solved:
-            return fits
-        means = {
-            t: _leave_out_means(rows, self._weights(rows, weighted=self._is_weighted(t)), batch.groups) for t in fits
-        }
-        return {t: (torch.where(p.isfinite(), p, means[t]), shares) for t, (p, shares) in fits.items()}
+            made = [unsolved for _ in self.targets]
+        return [(t, each, t.record.shares(new.domain)) for t, each in zip(self.targets, made, strict=True)]
 
-    def _is_weighted(self, target: str) -> bool:
-        return self.recipe.weighted and target == "baseline"
+    def _empty_record(self) -> RiskRecord:
+        return RiskRecord(len(self.candidates), decay=self.recipe.risk_decay)
 
     def _domain_numbers(self, names: list[str]) -> Int[Tensor, " rows"]:
         self.domains += [name for name in dict.fromkeys(names) if name not in self.domains]
         number = {name: k for k, name in enumerate(self.domains)}
         return torch.tensor([number[name] for name in names], dtype=torch.int64)
 
-    def _evidence(self, batch: Batch, domains: Int[Tensor, " rows"]) -> EvidenceRows:
-        size, seed = self.recipe.projection_size, self.recipe.projection_seed
-        nothing = torch.zeros(len(batch.keys), 0)
-        prompt, completion = (
-            (nothing, nothing) if batch.features is None else (batch.features.prompt, batch.features.completion)
-        )
-        history_reward, history_count = self.history.recall(batch.keys)
-        return evidence_rows(
-            projected_states(prompt, size=size, seed=seed),
-            projected_states(completion, size=size, seed=seed + 1),
-            batch.scalars,
-            batch.rewards,
-            batch.weights,
-            groups=batch.groups,
-            gradable=batch.gradable,
-            domains=domains,
-            history_reward=history_reward,
-            history_count=history_count,
-        )
-
-    def _weights(self, rows: EvidenceRows, *, weighted: bool) -> Float[Tensor, " rows"]:
-        return rows.weight if weighted else rows.gradable.to(torch.float64)
-
     def _matrix(self, rows: EvidenceRows, *, settled_on: EvidenceRows) -> EvidenceMatrix:
         frame = settled_frame(settled_on.gradable_only(), components=max(self.recipe.components))
         blocks = [block for block in BLOCKS if block in self.recipe.evidence]
         return evidence_matrix(rows, blocks, frame, num_domains=len(self.domains))
 
-    def _predictions(
-        self, matrix: EvidenceMatrix, rows: EvidenceRows, groups: Int[Tensor, " batch"], *, weighted: bool
-    ) -> Float[Tensor, "candidates batch"]:
-        """Every candidate's baselines of the batch, none outside the rewards of other prompts."""
-        weights = self._weights(rows, weighted=weighted)
-        predictions = candidate_baselines(self.candidates, matrix, rows, weights, groups)
-        lowest, highest = _outside_range(rows, groups)
-        predictions[1:] = predictions[1:].clamp(lowest, highest)  # all but the zero baseline
-        return predictions
-
-    def _first_predictions(
-        self, new: EvidenceRows, batch: Batch, *, weighted: bool
-    ) -> tuple[Float[Tensor, "candidates batch"], Float[Tensor, "candidates batch"]]:
+    def _first_predictions(self, new: EvidenceRows, batch: Batch, target: Target) -> tuple[Predictions, Predictions]:
         """Without earlier steps: axes and shares for each half of the prompts come from the other half."""
         groups = batch.groups
         predictions = torch.zeros(len(self.candidates), len(groups), dtype=torch.float64)
@@ -141,21 +220,17 @@ class LearnedBaseline:
             mine = halves == half
             others = new[~mine]
             matrix = self._matrix(new, settled_on=others)
-            predictions[:, mine] = self._predictions(matrix, new, groups, weighted=weighted)[:, mine]
-            record = RiskRecord(len(self.candidates), decay=self.recipe.risk_decay)
+            predictions[:, mine] = FitRows(matrix, new, groups).predictions(self.candidates, target)[:, mine]
+            record = self._empty_record()
             renumbered = groups[~mine].unique(return_inverse=True)[1]
             if len(renumbered.unique()) > 1:  # a single prompt is predicted from nothing, and tells nothing
-                seen = EvidenceMatrix(matrix.columns[~mine], matrix.blocks)
-                cost = self._predictions(seen, others, renumbered, weighted=weighted)
-                self._observe(record, cost, others, weighted=weighted)
+                seen = FitRows(EvidenceMatrix(matrix.columns[~mine], matrix.blocks), others, renumbered)
+                self._observe(record, target, seen.predictions(self.candidates, target), others)
             shares[:, mine] = record.shares(new.domain[mine])
         return predictions, shares
 
-    def _observe(
-        self, record: RiskRecord, predictions: Float[Tensor, "candidates batch"], rows: EvidenceRows, *, weighted: bool
-    ) -> None:
-        weights = self._weights(rows, weighted=weighted)
-        record.observe(predictions, rows.reward, weights, rows.domain, num_domains=len(self.domains))
+    def _observe(self, record: RiskRecord, target: Target, predictions: Predictions, rows: EvidenceRows) -> None:
+        record.observe(predictions, rows.reward, target.weights(rows), rows.domain, num_domains=len(self.domains))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain arrays and names."""
@@ -163,8 +238,10 @@ class LearnedBaseline:
         if self.window is not None:
             state |= {f"window.{name}": getattr(self.window, name) for name in self.window.__dataclass_fields__}
         state |= {f"history.{name}": value for name, value in self.history.state_dict().items()}
-        for target, record in self.records.items():
-            state |= {f"risk.{target}.{name}": getattr(record, name) for name in ("losses", "weights", "rows")}
+        for target in self.targets:
+            state |= {
+                f"risk.{target.name}.{name}": getattr(target.record, name) for name in ("losses", "weights", "rows")
+            }
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -174,9 +251,9 @@ class LearnedBaseline:
         if f"window.{next(iter(names))}" in state:
             self.window = EvidenceRows(*(state[f"window.{name}"] for name in names))
         self.history.load_state_dict({name: state[f"history.{name}"] for name in ("keys", "past")})
-        for target, record in self.records.items():
+        for target in self.targets:
             for name in ("losses", "weights", "rows"):
-                setattr(record, name, state[f"risk.{target}.{name}"])
+                setattr(target.record, name, state[f"risk.{target.name}.{name}"])
 
 
 def _leave_out_means(

@@ -1,4 +1,4 @@
-"""What does a ridge regression predict for a prompt whose own rows it has not seen?
+"""Leave-one-prompt-out predictions of a ridge regression.
 
 The current batch takes part in its own fit, and every prompt S gets its baseline from the fit without its current
 rows: exactly, for every prompt and every penalty, from one eigendecomposition. With E the evidence of all rows

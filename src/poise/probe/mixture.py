@@ -1,4 +1,4 @@
-"""Which evidence, how much of it, and whose rows should a baseline rest on?
+"""The choice among candidates: which evidence, how much of it, and whose rows a baseline rests on.
 
 Where there is nothing to know, knowing must cost nothing. So a baseline is not one fit but a mean of the best
 among several: nested evidence sets, from none to all, each with several ridge penalties, fitted on all rows or on
@@ -32,6 +32,14 @@ class Candidate:
     penalty: float = 0.0
     components: int = 0
     own_domain: bool = False
+
+    def described(self) -> str:
+        """In words, for people."""
+        if self.evidence == "zero":
+            return "zero"
+        scope = "own domain" if self.own_domain else "all rows"
+        axes = f", {self.components} axes" if self.components else ""
+        return f"{self.evidence} (penalty {self.penalty:g}{axes}, {scope})"
 
 
 def candidates(evidence: Sequence[str], penalties: Sequence[float], components: Sequence[int]) -> tuple[Candidate, ...]:

@@ -1,4 +1,4 @@
-"""How is a wide hidden state brought to the few directions that matter, without looking at its own batch?
+"""The few directions of a wide hidden state that matter, settled without looking at its own batch.
 
 First every row is multiplied by a fixed orthonormal matrix drawn from a seed, which depends on nothing, and is all that
 there is to save. What remains is turned into scores on principal axes that were settled on *other* rows: those of

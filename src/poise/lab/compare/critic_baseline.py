@@ -6,47 +6,50 @@ that a baseline is independent of the rollout it is subtracted from.
 Dimensions: N rollouts, P columns of prompts.
 """
 
-from collections.abc import Hashable, Sequence
+from dataclasses import InitVar, dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Int
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import poise
-from poise.baselines import prompt_groups
-from poise.diagnostics.pairs import PairScoreboard
+from poise.baselines import Recipe, Step, step_of
+from poise.batch import Batch
 from poise.lab.critic import SequenceCritic
 
 
-class CriticBaseline(poise.OnlineBaseline):
-    """Stands in the place of the engine's baseline; `read` comes before each `step`.
+@dataclass(frozen=True)
+class CriticRecipe(Recipe):
+    """A copy of the policy that learns values."""
 
-    Args:
-        policy: Is copied.
-        seed: Of the order in which it learns.
-        learning_rate: Of the copy; its head learns faster (see `SequenceCritic`).
-        batch_size: Rows a critic update.
+    policy: InitVar[nn.Module]
+    """Is copied, once, when the recipe is made."""
+    seed: int = 0
+    """Of the order in which it learns."""
+    learning_rate: float = 3e-4
+    """Of the copy; its head learns faster (see `SequenceCritic`)."""
+    batch_size: int = 32
+    """Rows a critic update."""
+
+    def __post_init__(self, policy: nn.Module) -> None:
+        object.__setattr__(self, "method", CriticBaseline(self, policy))
+
+    def build(self) -> "CriticBaseline":
+        """The one method of this recipe's copy."""
+        method: CriticBaseline = self.__dict__["method"]
+        return method
+
+
+class CriticBaseline:
+    """The method of a `CriticRecipe`; `read` comes before each `step`.
 
     Attributes:
         extra_bytes: Parameters, gradients and optimizer state of the critic, after the first step.
     """
 
-    def __init__(
-        self,
-        policy: nn.Module,
-        *,
-        seed: int = 0,
-        learning_rate: float = 3e-4,
-        batch_size: int = 32,
-    ) -> None:
-        super().__init__(poise.preset("none"))  # one that needs nothing of the engine
+    def __init__(self, recipe: CriticRecipe, policy: nn.Module) -> None:
         self.extra_bytes = 0
+        self._recipe = recipe
         self._critic = SequenceCritic(policy)
-        self._seed = seed
-        self._learning_rate, self._batch_size = learning_rate, batch_size
-        self._scoreboard = PairScoreboard()
         self._sequences: list[list[int]] = []
         self._steps = 0
 
@@ -54,33 +57,27 @@ class CriticBaseline(poise.OnlineBaseline):
         """Show the prompts of the batch that the next `step` is about."""
         self._sequences = [row[kept].tolist() for row, kept in zip(prompt_ids, prompt_mask.bool(), strict=True)]
 
-    def step(
-        self,
-        features: poise.Features | None,
-        rewards: Tensor | Sequence[float],
-        *,
-        prompts: Sequence[Hashable] | Tensor | NDArray[Any],
-        domains: Sequence[str] | None = None,
-        weights: Tensor | Sequence[float] | None = None,
-    ) -> poise.Step:
-        """Baselines of this batch; then learn from it. Of the arguments rewards (in [0, 1], or NaN) and prompts count.
+    def step(self, batch: Batch) -> Step:
+        """Baselines of this batch; then learn from it. Rewards lie in [0, 1].
 
         Raises:
             ValueError: If `read` did not show as many rollouts as there are rewards.
         """
+        rewards = batch.rewards
         if len(self._sequences) != len(rewards):
             raise ValueError(f"the critic has read {len(self._sequences)} rollouts, and {len(rewards)} have rewards")
-        rewards = torch.as_tensor(rewards, dtype=torch.float64).cpu()
-        gradable = ~rewards.isnan()
-        known = torch.where(gradable, rewards, 0)
-        groups = prompt_groups(list(prompts))
         # Rollouts of one prompt are one sequence.
-        first = {group: row for row, group in reversed(list(enumerate(groups.tolist())))}
-        values = self._critic.values([self._sequences[first[group]] for group in range(len(first))])[groups]
-        self._learn(known, gradable.nonzero()[:, 0].tolist())
-        self._scoreboard.observe(known, values, groups, gradable)
-        metrics = {f"poise/{name}": number for name, number in self._scoreboard.metrics().items()}
-        return poise.Step(values, torch.where(gradable, known - values, 0), values, metrics, {})
+        first = {group: row for row, group in reversed(list(enumerate(batch.groups.tolist())))}
+        values = self._critic.values([self._sequences[first[group]] for group in range(len(first))])[batch.groups]
+        self._learn(rewards, batch.gradable.nonzero()[:, 0].tolist())
+        return step_of(batch, values, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: a comparison begins anew."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
 
     def _learn(self, rewards: Tensor, rows: list[int]) -> None:
         self._steps += 1
@@ -89,8 +86,8 @@ class CriticBaseline(poise.OnlineBaseline):
         done = self._critic.fit(
             [self._sequences[row] for row in rows],
             rewards[rows].clamp(0, 1),
-            learning_rate=self._learning_rate,
-            batch_size=self._batch_size,
-            seed=self._seed + self._steps,
+            learning_rate=self._recipe.learning_rate,
+            batch_size=self._recipe.batch_size,
+            seed=self._recipe.seed + self._steps,
         )
         self.extra_bytes = done.extra_bytes

@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 from trl import GRPOConfig, GRPOTrainer
 
+import poise
 from poise.engines.trl import PoiseTrainer
 from poise.lab.compare.arms import Arm
-from poise.lab.compare.critic_baseline import CriticBaseline
+from poise.lab.compare.critic_baseline import CriticRecipe
 
 NO_ADVANTAGE = 1e-6
 """Advantages smaller than that are none."""
@@ -102,12 +103,12 @@ class CriticTrainer(PresetTrainer):
     """`PoiseTrainer` whose baseline is a value model beside the policy.
 
     Args:
-        critic: Stands in the place of the engine's baseline.
+        critic: The recipe of that baseline.
     """
 
-    def __init__(self, *positional: Any, critic: CriticBaseline, **named: Any) -> None:
+    def __init__(self, *positional: Any, critic: CriticRecipe, **named: Any) -> None:
         super().__init__(*positional, **named)
-        self.baseline = self.critic = critic
+        self.baseline, self.critic = poise.OnlineBaseline(poise.Preset("critic", critic)), critic.build()
 
     def _advantages(self, inputs: list[dict[str, Any]], scored: dict[str, Any], *rest: Any) -> Tensor:
         """The engine's, after the critic has been shown the tokens."""
@@ -206,6 +207,6 @@ def arm_trainer(arm: Arm, model: Any, reward_functions: Any, config: GRPOConfig,
     if arm.trainer == "dynamic":
         return DynamicSamplingTrainer(model, reward_functions, config, **named)
     if arm.trainer == "critic":
-        critic = CriticBaseline(model, seed=config.seed)
+        critic = CriticRecipe(model, seed=config.seed)
         return CriticTrainer(model, reward_functions, config, critic=critic, **named)
     return PresetTrainer(model, reward_functions, config, **named)

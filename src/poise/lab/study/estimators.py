@@ -23,7 +23,7 @@ from poise.features.rollout_features import MEAN_ENTROPIES
 from poise.features.scalars import SCALARS
 from poise.lab.study.rollouts import StudyRollouts
 from poise.lab.study.settings import PAIR
-from poise.presets import LeaveOnePromptOutRecipe
+from poise.probe.learned import LeaveOnePromptOutRecipe
 
 
 @dataclass(frozen=True)

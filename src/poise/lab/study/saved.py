@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import poise
-from poise.baselines import prompt_groups
+from poise.batch import prompt_groups
 from poise.diagnostics.pairs import PairScoreboard
 from poise.evaluate.statistics import NORMAL_95
 from poise.evaluate.tables import NONE, markdown_table, with_interval
