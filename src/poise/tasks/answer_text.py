@@ -94,7 +94,10 @@ _LINK = rf"\s*(?:[*_`\"]*\s*{_IS}\s*[*_`\"]*\s*)"
 _ANSWER = re.compile(
     rf"(?<![a-z]){_LABEL}\s*(?:to\s+the\s+(?:question|problem)\s*|\([^()]*\)\s*)?{_LINK}+:?", re.IGNORECASE
 )
-_DENIAL = re.compile(r"\?|\b(?:not|never|neither|nor|cannot|unknown|unsure)\b|n't\b|不是|不", re.IGNORECASE)
+_DENIAL = re.compile(
+    r"\?|\b(?:not|never|neither|nor|cannot|unknown|unsure)\b|n't\b|\b(?:is|are|was)\s+(?:wrong|incorrect)\b|不是|不",
+    re.IGNORECASE,
+)
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SENTENCE_END = re.compile(
     r"(?:[.;!]\s|[.;!]$|\n|。|,?\s+(?:since|because|as|so|which|where|due\s+to|and\s+so)\s|,\s+(?:and\s+)?(?=[a-z]{3}|I\b))"

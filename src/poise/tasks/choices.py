@@ -9,6 +9,10 @@ from typing import Any
 from poise.tasks.answer_text import answer_text, plain_latex
 
 LETTERS = "ABCDEFGHIJ"
+_CHOOSING = re.compile(
+    r"^(?:(?:so|thus|hence|therefore),?\s+)?(?:it(?:'s|\s+is)|i(?:'d|\s+would)?\s+(?:choose|pick|select|go\s+with))\s+(?=\W*[A-J]\b)",
+    re.IGNORECASE,
+)
 _WRAPPED = r"\\(?:text|textbf|mathrm|mathbf|mathsf|textrm)\s*"
 
 
@@ -88,7 +92,7 @@ def chosen_letter(completion: str, options: Sequence[str] = ()) -> str | None:
     text = answer_text(completion)
     candidates = [text] if text is not None else [completion] if len(completion) < 200 else []
     for candidate in candidates:
-        plain = _plain(candidate)
+        plain = _CHOOSING.sub("", _plain(candidate))
         letter = re.match(
             rf"\(?(?:option|choice)?\s*\(?([{LETTERS}])(?:\)|[.:,]|$|\s*[-–]|\s(?![a-z]))", plain, re.IGNORECASE
         )
