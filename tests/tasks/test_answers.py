@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poise.rewards import verdict
+from poise.engines.verl.math_reward import compute_score
+from poise.rewards import Grader, verdict
 from poise.tasks.answer_text import answer_text, gold_text
 from poise.tasks.answers import equal, parsed
 from poise.tasks.choices import chosen_letter
@@ -119,3 +120,27 @@ def test_hostile_answers_end_soon(hostile):
     for completion in (hostile, rf"\boxed{{{hostile}}}"):
         assert verdict(completion, Problem("q", "7", "m", verifier="math")).reward == 0.0
     assert time.process_time() - start < 10  # hours without bounds; a loaded machine counts no CPU time
+
+
+END_MARKS = ["</think>", "[/THINK]", "</reasoning>"]
+
+
+@pytest.mark.parametrize("end", END_MARKS)
+@pytest.mark.parametrize("verifier", ["math", "exact", "choice", "embedded"])
+def test_unfinished_thinking_earns_nothing_under_any_verifier(end, verifier):
+    gold, begin = ("B" if verifier == "choice" else "8"), end.replace("/", "")
+    problem = Problem("q", gold, "m", verifier=verifier)
+    cases = {f"{begin}a{end}{gold}": 1.0, f"{begin}{gold}": 0.0, f"{begin}a{end}{begin}{gold}": 0.0}
+    if verifier == "embedded":
+        cases = {f"a{end}{gold}": 1.0, gold: 0.0}
+    with Grader(end_of_thinking=end) as grader:
+        assert grader.rewards(list(cases), [problem] * len(cases)) == list(cases.values())
+    with Grader(end_of_thinking=end, opening="<think>") as grader:
+        assert grader.rewards([f"a{end}{gold}", gold], [problem] * 2) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("end", END_MARKS)
+def test_verl_s_math_reward_knows_the_mark(end):
+    begin = end.replace("/", "")
+    given = [compute_score("any", text, "8", end_of_thinking=end) for text in (f"{begin}9{end}8", f"{begin}8")]
+    assert given == [1.0, 0.0]

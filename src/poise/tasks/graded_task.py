@@ -22,7 +22,7 @@ from poise.tasks.problem import Problem
 from poise.tasks.reward_functions import check_reward_function, guarded, reward_function, rewards_of
 from poise.tasks.task import task_named
 from poise.tasks.ungradable import UngradableFile
-from poise.tasks.verifiers import FULL_MARKS
+from poise.tasks.verifiers import FULL_MARKS, opening_mark
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class GradedTask:
         seconds_a_rollout, mebibytes_a_rollout, on_verifier_timeout: Limits of a verdict; see `Grader`.
         chat_options: For the tokenizer's `apply_chat_template`.
         ungradable: File for what the verifier cannot grade in training; None for none.
+        end_of_thinking: The policy's own mark; see `Grader`.
 
     Attributes:
         task: The `poise.tasks.task.Task`.
@@ -77,6 +78,7 @@ class GradedTask:
         on_verifier_timeout: str = "wrong",
         chat_options: Mapping[str, Any] | None = None,
         ungradable: Path | None = None,
+        end_of_thinking: str | None = END_OF_THINKING,
     ) -> None:
         num_rewards = len(rewards) or 1
         if weights is not None and len(weights) != num_rewards:
@@ -92,12 +94,14 @@ class GradedTask:
         held_out = self.held_out(1)
         if not held_out:
             raise ValueError(f"task {spec!r} holds no problems out: it needs more of them, or ?heldout=SPLIT")
-        opened = self.texts(held_out)[0].rstrip().endswith(THINK)
+        marks = (THINK, opening_mark(end_of_thinking or END_OF_THINKING))
+        opened = self.texts(held_out)[0].rstrip().endswith(marks)
         self.grader = Grader(
             seconds_a_rollout=seconds_a_rollout,
             mebibytes_a_rollout=mebibytes_a_rollout,
             on_verifier_timeout=on_verifier_timeout,
             opening=THINK if opened else "",
+            end_of_thinking=end_of_thinking,
         )
         for name, function in self._functions.items():
             check_reward_function(function, spec=name, **self._arguments(self._gold(tried), tried))

@@ -24,11 +24,12 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
+from poise.tasks.embedded import END_OF_THINKING
 from poise.tasks.main_guard import unguarded_line
 from poise.tasks.problem import Problem
 from poise.tasks.sandbox import LONGEST_RUN, SECONDS_TO_BEGIN
 from poise.tasks.ungradable import UngradableFile
-from poise.tasks.verifiers import VERIFIERS, Verdict, verdict
+from poise.tasks.verifiers import VERIFIERS, Verdict, verdict, with_usual_marks
 
 PRELOADED = ["poise.tasks.verifiers", "math_verify", "reasoning_gym"]
 """What the server of workers has imported, so that a worker starts at once and its time is spent on grading."""
@@ -59,6 +60,8 @@ class Grader:
         workers: Processes; by default as many as there are cores, and at most 8. They start when first needed.
         opening: What the prompt has put in front of every completion, such as "<think>" where the chat template opens
             the thinking: a completion that never closes it then has no answer.
+        end_of_thinking: The policy's own mark; None where all of a completion is reasoning. Verifiers read it, and the
+            mark that opens what it ends, as "</think>" and "<think>".
 
     Attributes:
         counts: How often each unusual cause came up: "time limit", "worker lost", "no gold answer", ... Their names are
@@ -76,6 +79,7 @@ class Grader:
         on_verifier_timeout: str = "wrong",
         workers: int | None = None,
         opening: str = "",
+        end_of_thinking: str | None = END_OF_THINKING,
     ) -> None:
         if not seconds_a_rollout > 0:
             raise ValueError(f"a rollout needs a time limit of more than 0 seconds, got {seconds_a_rollout}")
@@ -90,6 +94,7 @@ class Grader:
         self.on_verifier_timeout = on_verifier_timeout
         self.workers = workers or min(8, os.cpu_count() or 1)
         self.opening = opening
+        self.end_of_thinking = end_of_thinking
         self.counts: Counter[str] = Counter()
         self._pool: ProcessPool | None = None
 
@@ -110,7 +115,8 @@ class Grader:
         """
         if len(completions) != len(problems):
             raise ValueError(f"{len(completions)} completions need one problem each, got {len(problems)}")
-        rollouts = [(self.opening + text, problem) for text, problem in zip(completions, problems, strict=True)]
+        texts = [with_usual_marks(self.opening + text, self.end_of_thinking) for text in completions]
+        rollouts = list(zip(texts, problems, strict=True))
         guarded = {
             place: rollout for place, rollout in enumerate(rollouts) if not VERIFIERS[rollout[1].verifier].harmless
         }

@@ -72,6 +72,21 @@ def final_answer(completion: str) -> str:
     return (tagged[-1] if tagged else after).strip()
 
 
+def opening_mark(end_of_thinking: str) -> str:
+    """The mark that opens what another ends: "<think>" of "</think>", "[THINK]" of "[/THINK]"."""
+    return end_of_thinking.replace("/", "", 1)
+
+
+def with_usual_marks(completion: str, end_of_thinking: str | None) -> str:
+    """A completion with "</think>" and "<think>" in the place of the policy's own marks, as verifiers know them."""
+    if not end_of_thinking or end_of_thinking == END_OF_THINKING:
+        return completion
+    opening = opening_mark(end_of_thinking)
+    if opening != end_of_thinking:
+        completion = completion.replace(opening, THINK)
+    return completion.replace(end_of_thinking, END_OF_THINKING)
+
+
 def embedded_reward(completion: str, problem: Problem) -> float:
     """1 where the text after the only end-of-thinking mark is the answer."""
     return float(is_correct(completion, problem.answer))

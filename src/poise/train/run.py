@@ -23,6 +23,7 @@ from poise.models.named import check_trainable, named_model, named_tokenizer
 from poise.report.learning_curve import write_learning_curve
 from poise.report.page import write_report
 from poise.storage.run_directory import RunDirectory
+from poise.tasks.embedded import END_OF_THINKING
 from poise.tasks.graded_task import GradedTask
 from poise.train.alarms import RunWatch
 from poise.train.config import RunSettings
@@ -159,6 +160,7 @@ def tokenizer_and_task(
         on_verifier_timeout=settings.on_verifier_timeout,
         chat_options=config.chat_template_kwargs,
         ungradable=ungradable,
+        end_of_thinking=getattr(config, "end_of_thinking", END_OF_THINKING),
     )
     return tokenizer, task
 

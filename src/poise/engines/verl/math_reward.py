@@ -6,12 +6,23 @@ published method need 0 and 1, and evaluation sets have names of their own. For 
 
 from typing import Any
 
+from poise.tasks.embedded import END_OF_THINKING
 from poise.tasks.problem import Problem
-from poise.tasks.verifiers import verdict
+from poise.tasks.verifiers import verdict, with_usual_marks
 
 
 def compute_score(
-    data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None, **named: Any
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: Any = None,
+    *,
+    end_of_thinking: str | None = END_OF_THINKING,
+    **named: Any,
 ) -> float:
-    """The reward of a solution; NaN, which poise counts as ungradable, where the gold answer cannot be read."""
+    """The reward of a solution; NaN, which poise counts as ungradable, where the gold answer cannot be read.
+
+    A policy's own `end_of_thinking` is given as `reward.custom_reward_function.reward_kwargs`.
+    """
+    solution_str = with_usual_marks(solution_str, end_of_thinking)
     return verdict(solution_str, Problem("", str(ground_truth), data_source, verifier="math")).reward
