@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from poise.cli import compare, doctor, eval, report, study, train
+from poise.cli import compare, data, doctor, eval, report, study, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,6 +14,7 @@ app = typer.Typer(
     help="Reinforcement learning with verifiable rewards whose baseline is read from the policy's own hidden states.",
 )
 train.add_to(app)
+data.add_to(app)
 eval.add_to(app)
 study.add_to(app)
 report.add_to(app)

@@ -1,6 +1,7 @@
 """Every process of these tests is one of verl's on a CPU; set before anything imports verl."""
 
 import os
+import secrets
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -13,6 +14,9 @@ ENVIRONMENT = {
     "WANDB_MODE": "disabled",
     "RAY_raylet_start_wait_time_s": "300",  # Ray gives a busy machine 30 seconds
     "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 starves on a machine with other work
+    "RAY_memory_monitor_refresh_ms": "0",  # which ends these processes when others fill the machine
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray writes one into the user's home
     "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
 }
 os.environ.update(ENVIRONMENT)

@@ -1,7 +1,9 @@
 """From verl's rows to advantages: the recorded rollouts give what the library makes of them, in whatever order."""
 
+import math
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from verl.utils import tensordict_utils as tu
 from workers import rollout_batch, training_worker
 
 import poise
+from poise.engines.verl import bus_rows, update
 from poise.engines.verl import trainer as engine
 from poise.engines.verl.reading import FIELDS, READING
 from poise.engines.verl.rollouts import rollout_rows
@@ -39,7 +42,7 @@ def worker(policy_folder):
 @pytest.fixture
 def bus(monkeypatch):
     stand_in = TransferQueueStandIn()
-    for module in (trainer_base, padding_utils, engine):
+    for module in (trainer_base, padding_utils, engine, bus_rows, update):
         monkeypatch.setattr(module, "tq", stand_in)
     return stand_in
 
@@ -68,6 +71,7 @@ def trainer_on(bus, worker, policy_folder, *overrides):
         "actor_rollout_ref.rollout.calculate_log_probs=false",
         "actor_rollout_ref.actor.ppo_mini_batch_size=6",  # 12 rows: 16 are filled up to 24
         "trainer.resume_mode=disable",
+        f"trainer.default_local_dir={policy_folder}/run",
         f"poise.layers={LAYERS}",
         f"poise.pool_tokens={POOL_TOKENS}",
         f"poise.end_of_thinking='{END_OF_THINKING}'",
@@ -196,6 +200,102 @@ def test_a_session_of_several_outputs_is_one_rollout(bus, worker, policy_folder)
     assert found["draw0-0_0_1"] == found[keys[0]] == pytest.approx(expected.advantages[0].item(), abs=1e-6)
 
 
+@pytest.mark.parametrize("number", [math.inf, "features"])
+def test_a_rollout_with_numbers_that_are_not_finite_is_ungradable_and_counted(number, bus, worker, policy_folder):
+    step = recorded_steps()[0]
+    trainer = trainer_on(bus, worker, policy_folder)
+    keys = put(bus, step, 0)
+    if number == math.inf:
+        bus.rows[keys[3]]["rm_scores"] = torch.full_like(bus.rows[keys[3]]["rm_scores"], math.inf)
+    else:
+        spoilt = trainer.actor_rollout_wg.compute_log_prob
+
+        def with_a_bad_state(batch):
+            batch = spoilt(batch)
+            bus.rows[keys[3]]["poise_prompt"] = bus.rows[keys[3]]["poise_prompt"] * math.nan
+            return batch
+
+        trainer.actor_rollout_wg.compute_log_prob = with_a_bad_state
+    found, _, metrics = advantages_of(trainer, bus, keys)
+    rewards = [reward for row, reward in enumerate(step.reward_tensor.tolist()) if row != 3 and reward == reward]
+    assert metrics["poise/nonfinite_share"] == pytest.approx(1 / 16)
+    assert metrics["poise/ungradable_share"] == pytest.approx(1 - len(rewards) / 16)
+    assert found[keys[3]] == 0
+    assert all(math.isfinite(found[key]) for key in keys)
+    assert metrics["poise/reward"] == pytest.approx(sum(rewards) / len(rewards))
+    assert {f"poise/reward/{domain}" for domain in set(step.domains)} <= set(metrics)
+
+
+def test_lost_prompts_and_raised_rewards_are_counted(bus, worker, policy_folder):
+    step = recorded_steps()[0]
+    trainer = trainer_on(bus, worker, policy_folder, "poise.preset=rloo")
+    keys = put(bus, step, 0)
+    for key in keys:
+        bus.rows[key]["extra_fields"] = {"reward_extra_info": {"poise_raised": 1.0} if key == keys[0] else {}}
+    _, _, metrics = advantages_of(trainer, bus, keys[:12])
+    assert metrics["poise/lost_share"] == pytest.approx(1 - 12 / 16)
+    assert metrics["poise/raised_share"] == pytest.approx(1 / 12)
+
+
+def test_a_row_too_few_from_the_bus_is_a_sentence(bus, worker, policy_folder, monkeypatch):
+    trainer = trainer_on(bus, worker, policy_folder, "poise.preset=rloo")
+    keys = put(bus, recorded_steps()[0], 0)
+    whole = bus.kv_batch_get
+    monkeypatch.setattr(bus_rows, "tq", SimpleNamespace(kv_batch_get=lambda keys, **named: whole(keys[1:], **named)))
+    with pytest.raises(RuntimeError, match="verl's data bus was asked for 24 rows and gave 23"):
+        advantages_of(trainer, bus, keys)
+
+
+class UpdatedActor:
+    """An actor that says which rows it was to be updated on, with their advantages."""
+
+    def __init__(self, bus):
+        self.bus, self._dispatch_info = bus, {"actor": [0, 1]}
+
+    def update_actor(self, batch):
+        rows = self.bus.kv_batch_get(batch.keys, batch.partition_id, ["advantages"])["advantages"].unbind()
+        self.keys = batch.keys
+        self.sums = {key: float(row.sum()) for key, row in zip(batch.keys, rows, strict=True)}
+        self.minibatch = batch.extra_info["global_batch_size"]
+        return {"metrics": {"mfu": 0.0}}
+
+
+def updated(trainer, bus, batch):
+    trainer.actor_rollout_wg = actor = UpdatedActor(bus)
+    before = [bus.rows[key]["advantages"].clone() for key in batch.keys]
+    metrics = {}
+    assert trainer._update_actor(batch, metrics) is batch
+    after = [bus.rows[key]["advantages"] for key in batch.keys]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))  # what is logged is what was made
+    return actor, {key: float(row.sum()) for key, row in zip(batch.keys, before, strict=True)}, metrics
+
+
+def test_the_mean_of_a_batch_that_was_filled_up_is_over_its_real_rows(bus, worker, policy_folder):
+    trainer = trainer_on(bus, worker, policy_folder, "poise.preset=rloo")
+    _, batch, _ = advantages_of(trainer, bus, put(bus, recorded_steps()[0], 0))
+    actor, made, _ = updated(trainer, bus, batch)
+    assert actor.minibatch == 12
+    assert sum(actor.sums.values()) / 24 == pytest.approx(sum(made.values()) / 16)
+
+
+def test_a_drawn_share_stands_for_the_whole_update(bus, worker, policy_folder, monkeypatch):
+    trainer = trainer_on(
+        bus, worker, policy_folder, "poise.update_share=0.5", "actor_rollout_ref.actor.ppo_mini_batch_size=4"
+    )
+    _, batch, _ = advantages_of(trainer, bus, put(bus, recorded_steps()[0], 0))
+    totals = []
+    for step in range(100):
+        trainer.global_steps = step
+        actor, made, metrics = updated(trainer, bus, batch)
+        assert len(actor.keys) == 8
+        assert actor.minibatch == 4
+        totals.append(sum(actor.sums.values()) / 8)
+    error = torch.tensor(totals).std() / len(totals) ** 0.5
+    assert abs(sum(totals) / len(totals) - sum(made.values()) / 16) < 4 * error
+    assert metrics["poise/update_noise"] >= 1
+    assert trainer.config.actor_rollout_ref.actor.ppo_mini_batch_size == 4
+
+
 def test_messages_are_one_prompt_whatever_the_order_of_their_fields():
     messages = [{"role": "user", "content": "1+1="}]
     assert engine.prompt_id(messages) == engine.prompt_id([{"content": "1+1=", "role": "user"}])
@@ -265,7 +365,7 @@ def test_a_data_set_that_does_not_name_domains_is_refused(bus, policy_folder, tm
     )
     files = [f"data.{which}_files={tmp_path}/train.parquet" for which in ("train", "val")]
     named = ["data.max_prompt_length=16", "data.dataloader_num_workers=0", "poise.domain_column=subject"]
-    with pytest.raises(ValueError, match=r"needs the column poise.domain_column='subject', got data_source, prompt"):
+    with pytest.raises(ValueError, match=r"needs the column poise.domain_column='subject', got data_source, .*prompt"):
         trainer_on(bus, None, policy_folder, *files, *named)._init_dataloader()
 
 

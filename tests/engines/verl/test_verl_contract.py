@@ -18,7 +18,8 @@ from verl.workers.engine import utils as engine_utils
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp import FSDPEngineWithLMHead
 
-from poise.engines.verl import main, plugin, trainer
+from poise.engines.verl import command as main
+from poise.engines.verl import plugin, trainer, update
 from poise.engines.verl.engine import VENDOR, PoiseFSDPEngine
 
 PPOTrainer, TrainingWorker = trainer_base.PPOTrainer, engine_workers.TrainingWorker
@@ -34,6 +35,9 @@ METHODS = {
     (PPOTrainer, "_init_resource_pool_mgr"): ["self"],
     (PPOTrainer, "_compute_old_log_prob"): ["self", "batch", "metrics"],
     (PPOTrainer, "_compute_advantage"): ["self", "batch", "metrics"],
+    (PPOTrainer, "_update_actor"): ["self", "batch", "metrics"],
+    (PPOTrainer, "_compute_metrics"): ["self", "batch", "metrics", "timing_raw"],
+    (PPOTrainer, "_val_metrics_update"): ["self", "data_sources", "sample_uids", "reward_extra_infos_dict"],
     (PPOTrainer, "_save_checkpoint"): ["self"],
     (PPOTrainer, "_load_checkpoint"): ["self"],
 }
@@ -53,12 +57,23 @@ def test_method_has_the_arguments_that_are_passed_on(owner, name):
 
 def test_overridden_methods_are_those_under_contract():
     for own, host in ((PoiseFSDPEngine, FSDPEngineWithLMHead), (trainer.PoiseTrainer, PPOTrainer)):
-        members = {name for name, member in vars(own).items() if inspect.isfunction(member) and hasattr(host, name)}
+        defined = vars(own) | (vars(update.PoiseUpdate) if host is PPOTrainer else {})
+        members = {name for name, member in defined.items() if inspect.isfunction(member) and hasattr(host, name)}
         assert members == {name for owner, name in METHODS if owner is host}
 
 
 TaskRunner = main_ppo.TaskRunnerV1.__ray_metadata__.modified_class
 SEAMS = [
+    (
+        PPOTrainer._update_actor,
+        r'"global_batch_size": ppo_mini_batch_size',
+        "divides by the rows of a minibatch, filled-in ones too",
+    ),
+    (
+        main_ppo.TaskRunnerV1.__ray_metadata__.modified_class.run,
+        r"OmegaConf\.resolve\(config\)",
+        "resolves the whole configuration",
+    ),
     (
         PPOTrainer._setup,
         r"self\._init_tokenizer\(\)[\s\S]*create_resource_pool\(\)",
@@ -142,6 +157,7 @@ def test_source_of_verl_still_does_what_is_relied_on(what, pattern, does):
 
 
 def test_trainers_are_looked_up_by_mode():
+    assert set(trainer.TRAINERS) == set(trainer_base.TRAINER_REGISTRY)
     assert trainer_base.get_trainer_cls("sync") is trainer_sync.PPOTrainerSync
     assert trainer_base.get_trainer_cls("colocate_async") is trainer_colocate_async.PPOTrainerColocateAsync
     for mode, own in trainer.TRAINERS.items():

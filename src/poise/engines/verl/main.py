@@ -1,100 +1,50 @@
-"""`poise-verl`: what verl's own command does, with poise's trainer.
+"""The command `poise-verl`: its help, and the one sentence where verl is not installed.
 
-The rule: what cannot work is said before Ray is started, or, where the model has to be looked at, before a worker is.
+Nothing of verl is imported before it is needed: both must work without it.
 """
 
-from importlib import import_module
-from importlib.metadata import entry_points, version
-from os import getenv
-from typing import Any
+import sys
+from collections.abc import Sequence
 
-import hydra
-import ray
-from omegaconf import DictConfig
-from packaging.version import Version
-from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
-from verl.trainer.ppo.utils import need_critic, need_reference_policy
-from verl.utils.config import validate_config
-from verl.utils.device import auto_set_device
+from poise.extras import required_extra
 
-from poise.engines.verl.settings import checked_settings, sources_of_bias
+HELP = """\
+poise-verl OPTION=VALUE ...       train with poise on verl; every option of verl's ppo_trainer, and a block of poise's
 
-TESTED_RELEASE = (0, 9)
-PLUGIN = "poise.engines.verl.plugin"
+  poise.preset=poise              any preset of poise, such as poise-single (n=1), paper, rloo, none
+  +poise.preset_options.FIELD=V   fields of the preset to change, such as window_rows=8192
+  poise.layers=[19]               decoder layers whose hidden states are read, from 0; default one, at 0.6 of the depth
+  poise.pool_tokens=10            states are means over the last tokens of prompt and reasoning
+  poise.end_of_thinking="</think>"  text whose tokens end the reasoning; null where a model has none
+  poise.domain_column=data_source   column of the data set that names a prompt's domain
+  poise.update_share=1            share of each minibatch's rollouts that the policy is updated on
+  poise.keep_rollouts=false       keep prompts, completions and advantages as parquet beside the checkpoints
 
+needed: data.train_files, data.val_files, actor_rollout_ref.model.path, actor_rollout_ref.rollout.name
+shorter, with a file of recipes/: poise-verl --config-dir . +recipes=dapo_math_qwen3_4b
 
-class PoiseTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):  # type: ignore[misc]
-    """verl's task runner, the process that drives a run, with poise's trainer in the place of verl's."""
-
-    def run(self, config: DictConfig) -> Any:
-        """Run the training to its end."""
-        require_plugin()
-        from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
-
-        from poise.engines.verl.trainer import TRAINERS
-
-        # verl looks a trainer up by its mode, and compares the mode's name in more places than this one.
-        TRAINER_REGISTRY.update(TRAINERS)
-        return super().run(config)
+poise-verl OPTION=VALUE ... --cfg job     what a run would be asked for: verl's options too, all 1,100 lines
+poise-verl OPTION=VALUE ... --cfg job --package poise     poise's block alone
+docs/guides/verl.md goes from an empty machine to an evaluated model; docs/engines/verl.md says what verl is changed by
+"""
+"""Twenty lines; verl's own help has more than a thousand."""
 
 
-def require_plugin() -> None:
-    """Make sure that verl loads poise's plug-in in its processes; a failure of it is hidden by verl.
-
-    Raises:
-        RuntimeError: If the entry point is not installed, is switched off, or could not be imported; with the cause.
-    """
-    if PLUGIN not in [each.value for each in entry_points(group="verl.plugins")]:
-        raise RuntimeError(
-            "verl finds poise by an entry point of the group 'verl.plugins', and there is none: poise-rlvr must be "
-            "installed on every node, a path to its source is not enough"
-        )
-    wanted = getenv("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
-    if wanted != "auto" and "poise" not in [name.strip() for name in wanted.split(",")]:
-        raise RuntimeError(
-            "verl is told not to load poise's plug-in: VERL_USE_EXTERNAL_PLUGINS must be 'auto' or name 'poise', got "
-            f"{wanted!r}"
-        )
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Show the help, or run the command; what is wrong with the input is one sentence and exit code 2."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if {"--help", "-h"} & set(given):
+        print(HELP, end="")
+        return
     try:
-        import_module(PLUGIN)
-    except Exception as cause:
-        raise RuntimeError(f"verl could not load poise's plug-in: {type(cause).__name__}: {cause}") from cause
-
-
-def untested_release_warning(verl_version: str) -> str | None:
-    """Say in one sentence that a verl release is outside the tested range; `None` if it is inside."""
-    if Version(verl_version).release[:2] == TESTED_RELEASE:
-        return None
-    return (
-        f"poise is tested with verl>=0.9.1,<0.10 and found verl {verl_version}: run its tests in tests/engines/verl "
-        "before trusting its baselines"
-    )
-
-
-def check(config: DictConfig) -> None:
-    """Everything that can be told before Ray is started.
-
-    Raises:
-        ValueError: If poise or verl cannot serve the configuration.
-    """
-    settings = checked_settings(config)
-    validate_config(config=config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-    for source in sources_of_bias(config, settings):
-        print(f"poise: the policy gradient is not exactly unbiased: {source}")
-
-
-@hydra.main(config_path="config", config_name="poise_ppo", version_base=None)  # type: ignore[untyped-decorator]
-def main(config: DictConfig) -> None:
-    """Train with poise on verl; every option of verl's `ppo_trainer` and the block `poise`."""
-    message = untested_release_warning(version("verl"))
-    if message is not None:
-        print(message)
-    auto_set_device(config)
-    try:
-        check(config)
-    except ValueError as error:
-        raise SystemExit(f"poise-verl: {error}") from None
-    run_ppo(config, task_runner_class=ray.remote(PoiseTaskRunner))
+        with required_extra("verl", "poise-verl"):
+            from poise.engines.verl.command import run
+    except ModuleNotFoundError as missing:
+        if missing.__cause__ is None:  # a module of poise itself: a broken installation
+            raise
+        print(missing, file=sys.stderr)
+        raise SystemExit(2) from None
+    run()
 
 
 if __name__ == "__main__":

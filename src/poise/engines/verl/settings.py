@@ -1,6 +1,6 @@
-"""What a run on verl is asked for: the `poise:` block of its configuration, and what verl can do that poise cannot.
+"""The `poise:` block of a run's configuration, and the options of verl that poise cannot serve.
 
-The rule: whatever can be told from the configuration alone is refused here, in one sentence, before Ray is started.
+Whatever can be told from the configuration alone is refused here, in one sentence, before Ray is started.
 """
 
 from dataclasses import dataclass, field, fields
@@ -20,8 +20,11 @@ LOSS_NORMALIZATION = {
 }
 """What a rollout's gradient is divided by under each `loss_agg_mode` of verl."""
 
+LOSS_MODES = {"sapo": "seq-mean-token-mean", "geo_mean": "seq-mean-token-mean"}
+"""Losses of verl that divide by a rollout's length whatever `loss_agg_mode` says, and the mode that this is."""
+
 STRATEGIES = ("fsdp", "fsdp2")
-TRAINER_MODES = ("sync", "colocate_async")
+TRAINER_MODES = ("sync", "colocate_async", "separate_async")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class PoiseSettings:
     end_of_thinking: str | None = "</think>"
     domain_column: str = "data_source"
     """Column of the data set that names a prompt's domain."""
+    update_share: float | int = 1.0
+    """Share of the rollouts of a minibatch that the policy is updated on, above 0 and at most 1."""
+    keep_rollouts: bool = False
+    """Whether prompts, completions and advantages are kept as parquet beside the checkpoints."""
 
     @property
     def resolved_preset(self) -> poise.Preset:
@@ -44,9 +51,9 @@ class PoiseSettings:
 
     @property
     def needs_pass(self) -> bool:
-        """Whether the preset reads anything from the forward pass over the rollouts."""
+        """Whether anything is read from the forward pass over the rollouts."""
         preset = self.resolved_preset
-        return preset.needs_features or preset.weighted
+        return preset.needs_features or preset.weighted or self.update_share < 1
 
 
 def checked_settings(config: DictConfig) -> PoiseSettings:
@@ -68,8 +75,9 @@ def checked_settings(config: DictConfig) -> PoiseSettings:
     if rollouts < 2 and preset.reads_siblings:
         raise ValueError(
             f"preset {settings.preset!r} reads a baseline from siblings: actor_rollout_ref.rollout.n must be at least "
-            f"2, got {rollouts} (preset 'prompt-only' needs no siblings)"
+            f"2, got {rollouts}; with one rollout a prompt, poise.preset=poise-single reads the prompt and its history"
         )
+    _check_update_share(config, settings)
     return settings
 
 
@@ -89,6 +97,25 @@ def _check_reading(pool_tokens: Any, layers: Any) -> None:
         return
     if not isinstance(layers, list) or not layers or not all(isinstance(each, int) and each >= 0 for each in layers):
         raise ValueError(f"poise.layers is a list of decoder layers, counted from 0; got {layers}")
+
+
+def _check_update_share(config: DictConfig, settings: PoiseSettings) -> None:
+    share, actor = settings.update_share, config.actor_rollout_ref.actor
+    if not isinstance(share, int | float) or not 0 < share <= 1:
+        raise ValueError(f"poise.update_share must lie above 0 and be at most 1, got {share}")
+    if share == 1:
+        return
+    if loss_normalization(config) != "constant":
+        raise ValueError(
+            "poise.update_share below 1 leaves the gradient unbiased only under a loss with a constant normaliser, "
+            f"such as loss_agg_mode seq-mean-token-sum-norm; got {aggregation(config)!r}"
+        )
+    if actor.use_kl_loss or actor.entropy_coeff:
+        raise ValueError(
+            "poise.update_share below 1 draws rollouts by their advantages, and a term without them would be wrong: "
+            f"actor.use_kl_loss must be false and actor.entropy_coeff 0, got {actor.use_kl_loss} and "
+            f"{actor.entropy_coeff}"
+        )
 
 
 def _check_host(config: DictConfig) -> None:
@@ -122,20 +149,32 @@ def _check_host(config: DictConfig) -> None:
         raise ValueError(f"poise knows the loss_agg_mode {', '.join(LOSS_NORMALIZATION)}; got {actor.loss_agg_mode!r}")
 
 
+def aggregation(config: DictConfig) -> str:
+    """How the policy loss is really averaged, a `loss_agg_mode`: two losses have a way of their own."""
+    actor = config.actor_rollout_ref.actor
+    mode: str = LOSS_MODES.get(actor.policy_loss.loss_mode, actor.loss_agg_mode)
+    return mode
+
+
 def loss_normalization(config: DictConfig) -> str:
     """What the loss divides a rollout's gradient by: "constant", "token" or "sequence"."""
-    return LOSS_NORMALIZATION[config.actor_rollout_ref.actor.loss_agg_mode]
+    return LOSS_NORMALIZATION[aggregation(config)]
 
 
 def sources_of_bias(config: DictConfig, settings: PoiseSettings) -> list[str]:
     """Why the policy gradient is not exactly unbiased even in the first minibatch; empty where it is."""
-    mode, sources = config.actor_rollout_ref.actor.loss_agg_mode, []
+    actor, sources = config.actor_rollout_ref.actor, []
+    loss = actor.policy_loss.loss_mode
     if not settings.resolved_preset.exact:
         sources.append(f"the baseline {settings.preset!r} depends on the rollout that it is subtracted from")
+    said = f"the loss {loss!r}" if loss in LOSS_MODES else f"loss_agg_mode {aggregation(config)!r}"
     if loss_normalization(config) == "token":
-        sources.append(f"loss_agg_mode {mode!r} divides by a number of sampled tokens, a bias of order 1 / rollouts")
+        sources.append(f"{said} divides by a number of sampled tokens, a bias of order 1 / rollouts")
     if loss_normalization(config) == "sequence":
-        sources.append(f"loss_agg_mode {mode!r} divides every rollout by its own length, a bias with any baseline")
+        ignored = ", whatever loss_agg_mode says" if loss in LOSS_MODES else ""
+        sources.append(f"{said} divides every rollout by its own length{ignored}, a bias with any baseline")
+    if loss == "geo_mean":
+        sources.append("the loss 'geo_mean' averages over the rows of a micro-batch, not over those of the minibatch")
     if config.algorithm.filter_groups.enable:
         sources.append("algorithm.filter_groups chooses prompts by the rewards of the rollouts that are trained on")
     return sources

@@ -1,6 +1,6 @@
-"""The driver: verl's PPO trainer, whose advantages are rewards minus the baselines of `poise.OnlineBaseline`.
+"""verl's PPO trainer, whose advantages are rewards minus the baselines of `poise.OnlineBaseline`.
 
-The rule: the trainer is blind to the method. It asks for features with the pass that verl makes over old log-probs,
+The trainer is blind to the method. It asks for features with the pass that verl makes over old log-probs,
 finds the rollouts among verl's rows, hands over features, rewards, prompts and domains, and broadcasts the advantages.
 
 The state of the baseline lies beside verl's own in `global_step_N`; it is written before verl marks a checkpoint as
@@ -15,35 +15,46 @@ from typing import Any
 import ray
 import torch
 import transfer_queue as tq
-from jaxtyping import Float, Num
-from omegaconf import DictConfig
+from jaxtyping import Float
+from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.core_algos import register_adv_est
 from verl.trainer.ppo.utils import Role
-from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl.utils.config import omega_conf_to_dataclass
 
 import poise
 from poise.batch import prompt_id
+from poise.engines.verl.bus_rows import (
+    bus_rows,
+    mean_rewards,
+    on_sampled_tokens,
+    raised_share,
+    row_sums,
+    stacked,
+)
 from poise.engines.verl.reading import FIELDS, READING
+from poise.engines.verl.records import RunRecords
 from poise.engines.verl.rollouts import RolloutRows, rollout_rows
 from poise.engines.verl.settings import checked_settings, loss_normalization
-from poise.engines.verl.worker import PoiseActorRolloutRefWorker
+from poise.engines.verl.update import PoiseUpdate
+from poise.engines.verl.worker import PoiseActorRolloutRefWorker, PoiseDetachActorWorker
 from poise.features.hidden_states import checked_layers
 from poise.features.rollout_features import Features, end_of_thinking_ids
+from poise.tasks.embedded import THINK
 
 logger = logging.getLogger(__name__)
 
 ACTOR_ROLES = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef)
 
 
-class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
-    """What poise adds to either of verl's trainers.
+class PoiseTrainer(PoiseUpdate):
+    """What poise adds to each of verl's trainers.
 
     Attributes:
         baseline: The `poise.OnlineBaseline`; a checkpoint holds its state.
@@ -53,10 +64,13 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
         ValueError: Before workers start, if poise cannot serve the configuration, the model or the checkpoint.
     """
 
+    actor_worker: type = PoiseActorRolloutRefWorker
+
     def __init__(self, config: DictConfig) -> None:
         self.settings = checked_settings(config)
         self.baseline = poise.OnlineBaseline(self.settings.resolved_preset)
         self.last_step: poise.Step | None = None
+        self._records: RunRecords | None = None
         super().__init__(config)
 
     # Before workers start.
@@ -65,9 +79,8 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
         """verl's tokenizer; then everything that can only be told with the model's configuration."""
         super()._init_tokenizer()
         if self.processor is not None:
-            raise ValueError(
-                f"poise trains on text alone, and {self.config.actor_rollout_ref.model.path} has a processor for images"
-            )
+            self._leave_images_out()
+        self._tell_reward_how_prompts_end()
         model = omega_conf_to_dataclass(self.config.actor_rollout_ref.model).hf_config.get_text_config()
         self._layers = checked_layers(self.settings.layers, depth=model.num_hidden_layers)
         self._fitted_for = {
@@ -81,12 +94,38 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
         }
         self._restore_baseline()
 
+    def _leave_images_out(self) -> None:
+        """Let all processes load the tokenizer alone: verl shows images to a model that has a processor."""
+        folder = Path(self.config.trainer.default_local_dir).absolute() / "tokenizer"
+        self.tokenizer.save_pretrained(folder)
+        with open_dict(self.config):
+            self.config.actor_rollout_ref.model.tokenizer_path = str(folder)
+        super()._init_tokenizer()
+        if self.processor is not None:
+            raise ValueError(
+                "poise trains on text alone, and the processor of "
+                f"{self.config.actor_rollout_ref.model.path} cannot be left out"
+            )
+
+    def _tell_reward_how_prompts_end(self) -> None:
+        """A chat template may open the thinking; poise's reward function takes that for a part of the completion."""
+        function = self.config.reward.custom_reward_function
+        kwargs = function.get("reward_kwargs") or {}
+        chosen = (kwargs.get("poise_function") or [function.path])[0]
+        if chosen != "pkg://poise.engines.verl.rewards" or "opening" in kwargs or not self.tokenizer.chat_template:
+            return
+        options = dict(self.config.data.get("apply_chat_template_kwargs") or {})
+        asked = [{"role": "user", "content": "?"}]
+        prompt = self.tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False, **options)
+        if prompt.rstrip().endswith(THINK):
+            with open_dict(self.config):
+                function.reward_kwargs = {**kwargs, "opening": THINK}
+
     def _init_dataloader(self) -> None:
-        """verl's data; it has to name domains."""
+        """verl's data, text alone; it has to name domains."""
         super()._init_dataloader()
-        columns, wanted = getattr(self.train_dataset, "dataframe", None), self.settings.domain_column
-        columns = getattr(columns, "column_names", None)  # a data set of the user's own may be made otherwise
-        if columns is not None and wanted not in columns:
+        columns, wanted = list(self.train_dataset[0]), self.settings.domain_column  # of a data set of any class
+        if wanted not in columns:
             raise ValueError(
                 f"the data set needs the column poise.domain_column={wanted!r}, got {', '.join(sorted(columns))}"
             )
@@ -94,9 +133,12 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
     def _restore_baseline(self) -> None:
         """Continue the baseline of the checkpoint that verl will load; one of something else is refused."""
         self._restored_step, folder = 0, self._checkpoint_to_load()
+        run_folder = Path(self.config.trainer.default_local_dir).absolute()
         if folder is None:
+            self._records = RunRecords(run_folder, step=0)
             return
         self._restored_step = int(folder.name.removeprefix("global_step_"))
+        self._records = RunRecords(run_folder, step=self._restored_step)
         if all((folder / name).exists() for name in ("poise.safetensors", "poise.json")):
             self.baseline.restore(folder, fitted_for=self._what_it_is_for())
         else:
@@ -123,7 +165,7 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
         super()._init_resource_pool_mgr()
         for role in ACTOR_ROLES:
             if role in self.role_worker_mapping:
-                self.role_worker_mapping[role] = ray.remote(PoiseActorRolloutRefWorker)
+                self.role_worker_mapping[role] = ray.remote(self.actor_worker)
 
     # A step.
 
@@ -142,12 +184,18 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
         """verl's rewards and corrections; then rewards minus baselines in the place of its advantages."""
         batch = super()._compute_advantage(batch, metrics=metrics)
         rewards = "token_level_rewards" if self.config.algorithm.use_kl_in_reward else "rm_scores"
-        fields = [rewards, "response_mask", *(FIELDS if self.settings.needs_pass else [])]
-        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        fields = [rewards, "response_mask", "extra_fields", *(FIELDS if self.settings.needs_pass else [])]
+        data = bus_rows(batch, fields)
         rows = rollout_rows(batch.keys, batch.tags)
         prompts, domains = self._prompts_and_domains(rows, batch)
-        advantages = self._advantages(rows, data, row_sums(data[rewards]), prompts, domains, metrics)
-        spread = on_sampled_tokens(rows.repeated(advantages), data["response_mask"])
+        rewards_of_rows = row_sums(data[rewards])
+        advantages = rows.repeated(self._baseline_step(rows, data, rewards_of_rows, prompts, domains, metrics, batch))
+        wanted = self.config.data.train_batch_size // self.parameter_sync_step * self.config.actor_rollout_ref.rollout.n
+        metrics["poise/lost_share"] = max(0.0, 1 - len(rows.uids) / wanted)
+        if self.settings.update_share < 1:
+            sizes = advantages.abs() * stacked(data[FIELDS[4]])[:, 0].double().nan_to_num(posinf=0.0).sqrt()
+            self._gradient_sizes = dict(zip(batch.keys, sizes.tolist(), strict=True))
+        spread = on_sampled_tokens(advantages, data["response_mask"])
         output = TensorDict({"advantages": spread, "returns": spread}, batch_size=len(batch))
         return without_reading(tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=output))
 
@@ -166,7 +214,7 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
         prompts = [prompt_of[uid] for uid in rows.uids]
         return prompts, [domain_of[prompt] for prompt in prompts]
 
-    def _advantages(
+    def _baseline_step(
         self,
         rows: RolloutRows,
         data: TensorDict,
@@ -174,29 +222,97 @@ class PoiseTrainer(PPOTrainer):  # type: ignore[misc]
         prompts: list[str],
         domains: list[str],
         metrics: dict[str, Any],
+        batch: KVBatchMeta,
     ) -> Float[Tensor, " rollouts"]:
-        """Reward minus baseline of every rollout; 0 for one whose siblings failed, where only siblings tell."""
+        """Reward minus baseline of every rollout; 0 for one whose siblings failed, where only siblings tell.
+
+        A rollout whose reward is infinite, or of which something not finite was read, is ungradable.
+        """
         siblings, needed = Counter(prompts), 2 if self.baseline.preset.needs_siblings else 1
         served = [rollout for rollout, prompt in enumerate(prompts) if siblings[prompt] >= needed]
         last = [rows.last_rows[rollout] for rollout in served]
+        rewards = rewards[last]
+        unusable = rewards.isinf()
         features = weights = None
         if self.settings.needs_pass:
-            prompt, completion, entropies, missing = (stacked(data[name])[last] for name in FIELDS[:4])
+            read = [stacked(data[name])[last] for name in FIELDS[:4]]
+            weights = rows.summed(stacked(data[FIELDS[4]])[:, 0].double())[served]  # every output receives gradient
+            finite = torch.stack([*(part.isfinite().all(dim=1) for part in read), weights.isfinite()])
+            unusable |= ~finite.all(dim=0)
+            prompt, completion, entropies, missing = (
+                torch.where(unusable[:, None].to(part.device), 0, part) for part in read
+            )
             features = Features(prompt, completion, entropies, missing.bool())
-            weights = rows.summed(stacked(data[FIELDS[4]])[:, 0])[served]  # every output receives gradient
-        step = self.baseline.step(
-            features,
-            rewards[last],
-            prompts=[prompts[rollout] for rollout in served],
-            domains=[domains[rollout] for rollout in served],
-            weights=weights,
-        )
+            weights = torch.where(unusable, 0.0, weights)
+        rewards = torch.where(unusable, torch.nan, rewards)
+        prompts_served, domains_served = ([each[rollout] for rollout in served] for each in (prompts, domains))
+        step = self.baseline.step(features, rewards, prompts=prompts_served, domains=domains_served, weights=weights)
         metrics.update(step.metrics)
-        metrics["poise/alone_share"] = 1 - len(served) / len(prompts)
+        metrics["poise/alone_share"] = 1 - len(served) / max(1, len(prompts))
+        metrics["poise/nonfinite_share"] = float(unusable.double().mean())
+        metrics["poise/raised_share"] = raised_share(data, last)
+        metrics.update(mean_rewards(rewards, domains_served))
         self.last_step = step
+        if self.settings.keep_rollouts:
+            self._keep_rollouts(last, rewards, prompts_served, domains_served, batch)
         advantages = torch.zeros(len(prompts), dtype=torch.float64)
         advantages[served] = step.advantages
         return advantages
+
+    def _keep_rollouts(
+        self,
+        last: list[int],
+        rewards: Float[Tensor, " served"],
+        prompts: list[str],
+        domains: list[str],
+        batch: KVBatchMeta,
+    ) -> None:
+        """Take the rollouts of this update for `rollouts/`, as text."""
+        assert self._records is not None
+        assert self.last_step is not None
+        keys = [batch.keys[row] for row in last]
+        told = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["prompts", "responses"])
+        texts = {name: self.tokenizer.batch_decode([row.tolist() for row in told[name].unbind()]) for name in told}
+        made = {name: getattr(self.last_step, name).tolist() for name in ("values", "baselines", "advantages")}
+        self._records.keep(
+            {
+                "prompts": texts["prompts"],
+                "completions": texts["responses"],
+                "domains": domains,
+                "rewards": rewards.tolist(),
+                **made,
+            }
+        )
+
+    # Metrics.
+
+    def _compute_metrics(
+        self, batch: KVBatchMeta, metrics: dict[str, Any], timing_raw: dict[str, float], *rest: Any, **named: Any
+    ) -> None:
+        """verl's metrics; then the step's line in `metrics.jsonl`."""
+        super()._compute_metrics(batch, metrics, timing_raw, *rest, **named)
+        rollouts = len(rollout_rows(batch.keys, batch.tags).uids)
+        assert self._records is not None
+        self._records.write(self.global_steps, metrics, seconds=timing_raw.get("step", 0.0), rollouts=rollouts)
+
+    def _val_metrics_update(
+        self,
+        data_sources: Any,
+        sample_uids: Any,
+        reward_extra_infos_dict: dict[str, list[Any]],
+        *rest: Any,
+        **named: Any,
+    ) -> dict[str, float]:
+        """verl's validation metrics; what could not be graded is wrong, as what failed is to verl, and counted."""
+        infos, failed = dict(reward_extra_infos_dict), 0.0
+        for name in ("acc", "reward", "score"):
+            column = infos.get(name, [])
+            ungradable = [value is not None and value != value for value in column]
+            failed = max(failed, sum(ungradable) / max(1, len(column)))
+            infos[name] = [0.0 if bad else value for bad, value in zip(ungradable, column, strict=True)]
+        infos = {name: column for name, column in infos.items() if column}
+        found: dict[str, float] = super()._val_metrics_update(data_sources, sample_uids, infos, *rest, **named)
+        return found | {"poise/validation_ungradable_share": failed}
 
     # Checkpoints.
 
@@ -225,7 +341,17 @@ class PoiseTrainerColocateAsync(PoiseTrainer, PPOTrainerColocateAsync):  # type:
     """verl's trainer that generates ahead on the same GPUs, with poise's advantages."""
 
 
-TRAINERS = {"sync": PoiseTrainerSync, "colocate_async": PoiseTrainerColocateAsync}
+class PoiseTrainerSeparateAsync(PoiseTrainer, PPOTrainerSeparateAsync):  # type: ignore[misc]
+    """verl's trainer that generates on GPUs of its own, with poise's advantages; one baseline step a local update."""
+
+    actor_worker = PoiseDetachActorWorker
+
+
+TRAINERS = {
+    "sync": PoiseTrainerSync,
+    "colocate_async": PoiseTrainerColocateAsync,
+    "separate_async": PoiseTrainerSeparateAsync,
+}
 """The trainer for each `trainer.v1.trainer_mode`."""
 
 
@@ -242,20 +368,3 @@ def without_reading(batch: KVBatchMeta) -> KVBatchMeta:
     if batch.fields is not None:
         batch.fields = [name for name in batch.fields if name not in FIELDS]
     return batch
-
-
-def row_sums(nested: Tensor) -> Float[Tensor, " rows"]:
-    """The sum of every nested row."""
-    return torch.stack([row.double().sum() for row in nested.unbind()])
-
-
-def stacked(nested: Tensor) -> Num[Tensor, "rows width"]:
-    """Nested rows of one width as one tensor."""
-    return torch.stack(list(nested.unbind()))
-
-
-def on_sampled_tokens(of_row: Float[Tensor, " rows"], response_mask: Any) -> Any:
-    """One number a row on the tokens that the policy sampled, and 0 on others, nested as they are."""
-    lengths, mask = response_mask.offsets().diff(), response_mask.values()
-    values = of_row.to(mask.device).float().repeat_interleave(lengths) * mask
-    return torch.nested.nested_tensor_from_jagged(values, response_mask.offsets())

@@ -1,12 +1,13 @@
-"""verl's actor worker, with poise's engine in it.
+"""verl's actor workers, with poise's engine in them.
 
-The rule: verl chooses an engine by an environment variable of the process. It is set only while the actor's engine is
+verl chooses an engine by an environment variable of the process. It is set only while the actor's engine is
 made, so that a reference policy in the same process keeps verl's own.
 """
 
 import os
 from typing import Any
 
+from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from poise.engines.verl.engine import VENDOR, PoiseFSDPEngine
@@ -40,5 +41,11 @@ class PoiseTrainingWorker(TrainingWorker):  # type: ignore[misc]
 
 class PoiseActorRolloutRefWorker(ActorRolloutRefWorker):  # type: ignore[misc]
     """verl's hybrid worker, whose actor reads features."""
+
+    actor_worker_cls = PoiseTrainingWorker
+
+
+class PoiseDetachActorWorker(DetachActorWorker):  # type: ignore[misc]
+    """The same of the worker whose weights can be laid aside, for the trainer mode `separate_async`."""
 
     actor_worker_cls = PoiseTrainingWorker
