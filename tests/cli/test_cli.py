@@ -5,6 +5,8 @@ import logging
 import math
 import re
 import signal
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -44,6 +46,14 @@ def poise(*arguments: str) -> Result:
 
 def test_version_is_printed():
     assert re.fullmatch(r"poise \d+\.\d+\S*\n", poise("--version").output)
+
+
+def test_help_waits_for_no_host_and_runs_as_a_module():
+    hosts = "sorted({'torch', 'transformers', 'trl', 'datasets', 'scipy', 'matplotlib'} & set(sys.modules))"
+    script = f"import sys\nsys.argv = ['poise', '--help']\nfrom poise.__main__ import main\ntry:\n    main()\nfinally:\n    print({hosts})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert " train " in done.stdout
 
 
 def test_help_is_short_and_its_options_exist():
