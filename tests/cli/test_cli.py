@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from poise.cli.train_progress import PlainLines, status_text
 from poise.evaluate import HeldOutAccuracy
 from poise.storage.run_directory import RunDirectory
 from poise.tasks.grading import Grader, Verdict
-from poise.train.config import run_settings, trainer_types
+from poise.train.config import loading_types, run_settings, trainer_types
 from poise.train.recorder import Progress
 from poise.train.run import TrainingRun
 
@@ -50,7 +51,8 @@ def test_version_is_printed():
 
 def test_help_waits_for_no_host_and_runs_as_a_module():
     hosts = "sorted({'torch', 'transformers', 'trl', 'datasets', 'scipy', 'matplotlib'} & set(sys.modules))"
-    script = f"import sys\nsys.argv = ['poise', '--help']\nfrom poise.__main__ import main\ntry:\n    main()\nfinally:\n    print({hosts})"
+    script = "import sys\nsys.argv = ['poise', '--help']\nfrom poise.__main__ import main\n"
+    script += f"try:\n    main()\nfinally:\n    print({hosts})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     assert " train " in done.stdout
@@ -61,7 +63,7 @@ def test_help_is_short_and_its_options_exist():
     assert len(text.splitlines()) < 50
     for name in USEFUL_OPTIONS:
         assert f"--{name}" in text
-        assert name.replace("-", "_") in trainer_types()
+        assert name.replace("-", "_") in trainer_types() | loading_types()
     assert "poise train --list-options" in text
 
 
@@ -150,6 +152,23 @@ def test_screen_says_what_runs_where_how_it_goes_and_how_it_ended(runs):
     assert f"again: poise train --config {output / 'first'}/config.yaml" in text
     for noise in ("Warning", "it/s", "train_runtime", "Loading weights", "{'"):
         assert noise not in text
+
+
+def test_a_finished_run_can_be_made_longer_and_is_measured_by_its_folder(runs, tmp_path):
+    output, _ = runs
+    shutil.copytree(output / "first", tmp_path / "first")
+    longer = ["--check-every", "2", "--check-prompts", "16", *SHORT, "--steps", "6"]
+    longer = [each for place, each in enumerate(longer) if not (each in ("--steps", "4") and place in (4, 5))]
+    result = poise("train", "--output", str(tmp_path), "--name", "first", *longer)
+    assert result.exit_code == 0, result.output
+    assert "the run has 6 steps in place of 4" in result.output.replace("\n", " ")
+    assert f"next: poise eval {tmp_path}/first" in result.output
+    lines = RunDirectory(tmp_path / "first").read_metrics()
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
+    assert lines[:5] == RunDirectory(output / "first").read_metrics()
+    result = poise("eval", str(tmp_path / "first"), "--k", "2", "--prompts", "6", "--output", str(tmp_path / "e"))
+    assert result.exit_code == 0, result.output
+    assert "checkpoint-6 on embedded?families=sum,sort" in result.output
 
 
 def test_metrics_have_a_line_for_every_step(runs):

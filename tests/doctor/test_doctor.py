@@ -22,7 +22,7 @@ from poise.doctor.checks import (
     update_finding,
     versions_finding,
 )
-from poise.train.alarms import RECENT, RunWatch, alarms
+from poise.train.alarms import RECENT, RunWatch, alarms, useless_alarm
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -176,6 +176,24 @@ def test_an_alarm_is_given_when_the_newest_batches_are_unlike_those_before(
     assert words in alarm.sentence
     # The control: one such batch is none.
     assert alarms(healthy(14) + healthy(1, **changes)) == [] or name.startswith("drift") or name == "ungradable"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "stops"),
+    [
+        ({"reward": math.nan}, "no rewards", True),
+        ({"reward": None}, "no rewards", True),  # as in metrics.jsonl
+        ({"reward": 1.0, "reward_std": 0.0}, "equal rewards", False),
+    ],
+)
+def test_rewards_that_tell_nothing_are_said_however_short_the_run(changes: dict[str, Any], name: str, stops: bool):
+    found = alarms(healthy(RECENT, **changes))
+    assert [(alarm.name, alarm.stops) for alarm in found if alarm.name == name] == [(name, stops)]
+    watch = RunWatch()
+    watch.on_log(None, None, None, logs=healthy(1, **changes)[0])
+    watch.on_train_end(None, None, None)
+    assert bool(watch.reason) == stops
+    assert useless_alarm(healthy(2, reward_std=0.1)) is None
 
 
 def test_a_healthy_run_gives_no_alarm_and_a_short_one_neither():

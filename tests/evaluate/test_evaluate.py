@@ -12,6 +12,7 @@ from poise.evaluate import (
     measured_completions,
     sampled_completions,
 )
+from poise.evaluate.held_out import with_rewards
 from poise.models.embedded import load_embedded_model
 from poise.models.generation import completion_ends
 from poise.tasks.embedded import is_correct, problems
@@ -26,6 +27,13 @@ def test_rewards_are_averaged_over_all_and_over_each_domain_without_what_could_n
     found = accuracy_of_rewards([1.0, 1.0, 0.0, 0.0, 1.0, math.nan], domains=["odd", "sum", "odd", "sum", "odd", "odd"])
     assert found == HeldOutAccuracy(3 / 5, {"odd": 2 / 3, "sum": 1 / 2}, 5)
     assert found.standard_error == pytest.approx((0.6 * 0.4 / 5) ** 0.5)
+
+
+def test_rewards_of_any_size_have_the_error_of_their_own_spread():
+    found = with_rewards(accuracy_of_rewards([1.0, 0.0], domains=["a", "a"]), [-50.0, 150.0, math.nan])
+    assert (found.reward, found.reward_error) == (50.0, pytest.approx(100.0))
+    assert found.metrics()["held_out/reward"] == 50.0
+    assert "held_out/accuracy" not in with_rewards(accuracy_of_rewards([math.nan], domains=["a"]), [2.0]).metrics()
 
 
 def test_where_nothing_could_be_graded_there_is_no_accuracy():

@@ -444,6 +444,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             def mapping(completions, **columns): return {text: 1.0 for text in completions}
             kept = []
             def keeps(completions, **columns): kept.append(columns); return [1.0] * len(completions)
+            def scaled(completions, scale=1, **columns): return [float(scale)] * len(completions)
             def needs(completions, solution, **columns): return [1.0] * len(completions)
             def fails(completions, **columns): raise KeyError("tests")
             def infinite(completions, **columns): return [None, float("inf")]
@@ -465,7 +466,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("short", "a reward needs the form package.module:function, got 'short'"),
+        ("short", "a reward needs the form package.module:function or path.py:function, got 'short'"),
         ("own_rewards:", "a reward needs the form package.module:function"),
         ("no.such.module:f", "reward 'no.such.module:f' cannot be imported: ModuleNotFoundError: No module named 'no'"),
         ("broken_rewards:f", "reward 'broken_rewards:f' cannot be imported: ZeroDivisionError: division by zero"),
@@ -607,12 +608,29 @@ def test_what_is_measured_is_whether_answers_are_right_whatever_is_rewarded(modu
     found = generated.held_out_rewards([f"it is {problem.answer}", problem.answer], [problem] * 2)
     generated.close()
     assert found == [0.0, 1.0]
-    # Without answers there is nothing but the reward.
+    # What is rewarded is measured beside it; without answers there is nothing else.
     (tmp_path / "open.jsonl").write_text("\n".join(f'{{"prompt": "say {n}"}}' for n in range(40)))
     rewards = [f"{module}:short", f"{module}:half"]
     without = GradedTask("open.jsonl", tokenizer=tokenizer, rewards=rewards, weights=[1.0, 2.0])
-    found = without.held_out_rewards(["1", "long answer", "?"], without.held_out(3))
-    assert found == [2.0, 1.0, 1.0]
+    asked = without.held_out(3)
+    assert without.user_rewards(["1", "long answer", "?"], asked) == [2.0, 1.0, 1.0]
+    assert all(math.isnan(each) for each in without.held_out_rewards(["1", "2", "3"], asked))
+    assert "no held_out/accuracy" in without.what_is_measured
+    assert task.user_rewards(["1", "12345"], problems) == [1.0, 0.0]
+    assert generated.user_rewards(["1", "2"], problems) is None
+
+
+def test_a_file_names_reward_functions_too_and_options_reach_them(module: str, tmp_path: Path):
+    for spec in (
+        f"{module}:scaled?scale=2.5",
+        f"{module}.py:scaled?scale=2.5",
+        f"{tmp_path}/{module}.py:scaled?scale=2.5",
+    ):
+        assert reward_function(spec)(["a", "b"]) == [2.5, 2.5]
+    with pytest.raises(ValueError, match=r"options of a reward need the form \?name=value&name=value, got 'scale'"):
+        reward_function(f"{module}:scaled?scale")
+    with pytest.raises(ValueError, match=r"there is no file gone\.py"):
+        reward_function("gone.py:scaled")
 
 
 def test_a_reward_function_gets_the_same_row_in_training_and_in_measuring(module: str, tmp_path: Path):
@@ -638,7 +656,7 @@ def test_a_reward_function_gets_the_same_row_in_training_and_in_measuring(module
     task.reward_functions[0](completions=["x"] * len(batch), prompts=list(batch["prompt"]), **columns)
     check(len(batch))
     held_out = task.held_out(3)
-    task._weighted_rewards(["x"] * len(held_out), held_out)
+    task.user_rewards(["x"] * len(held_out), held_out)
     check(len(held_out))
 
 

@@ -107,5 +107,6 @@ def test_resolved_settings_make_the_same_run_again():
     assert again.resolved(again.poise_config("x")) == resolved
     assert resolved["layers"] == [1, 2]
     assert resolved["threads"] == 1
+    assert (resolved["use_peft"], resolved["dtype"]) == (False, "float32")
     missing = set(trainer_types()) - set(resolved)
     assert missing == {"output_dir", "max_steps", "hub_token", "generation_batch_size"}

@@ -5,14 +5,15 @@ and exit code 2.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise.cli.terminal import console, print_note, quiet_hosts
+from poise.cli.given_settings import config_file
+from poise.cli.terminal import print_note, quiet_hosts, shown_progress
 
 if TYPE_CHECKING:
     from poise.tasks.problem import Problem
@@ -25,13 +26,23 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
+    run: Annotated[
+        Path | None, typer.Argument(help="The folder of a run: its newest checkpoint, on its task.", show_default=False)
+    ] = None,
     task: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="embedded, reasoning-gym:NAME, a file or data set, as in training; or math sets such as aime24,amc23."
         ),
-    ] = "embedded",
-    model: Annotated[str, typer.Option(help="'embedded', a folder with a checkpoint, or a name.")] = "embedded",
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="'embedded' (default), a folder with a checkpoint, an adapter or a run, or a name."),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE.py:FUNCTION", help="Measure these rewards in place of the task's verifier."),
+    ] = None,
     k: Annotated[int, typer.Option("--k", help="Completions a problem.")] = 8,
     prompts: Annotated[int, typer.Option(help="Problems; of each math set, at most so many.")] = 200,
     temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
@@ -62,8 +73,8 @@ def evaluate(
     with quiet_hosts():
         try:
             folder, results_md = _evaluated(
-                task,
-                model,
+                *model_and_task(run, model, task),
+                reward=reward or [],
                 k=k,
                 prompts=prompts,
                 temperature=temperature,
@@ -89,7 +100,30 @@ def evaluate(
     typer.echo(f"files: {folder}/results.json, results.md, completions/")
 
 
-def _evaluated(task: str, model: str, *, output: Path | None, split: str, **options: Any) -> tuple[Path, str]:
+def model_and_task(run: Path | None, model: str | None, task: str | None) -> tuple[str, str]:
+    """The model and the task to measure: those of a run's folder where one is given.
+
+    Raises:
+        ValueError: If a run and a model are given, or the run has no whole checkpoint.
+        FileNotFoundError: If there is no run in the folder.
+    """
+    if run is not None and model is not None:
+        raise ValueError(f"the run {run} and --model {model} are two models: give one of them")
+    folder = run or Path(model or "")
+    if run is None and not ((folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()):
+        return model or "embedded", task or "embedded"
+    from poise.engines.trl.checkpoints import newest_whole_checkpoint
+
+    settings = config_file(folder / "config.yaml")
+    checkpoint = newest_whole_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
+        raise ValueError(f"the run {folder} has no whole checkpoint to measure")
+    families = settings.get("families")
+    of_run = f"embedded?families={','.join(families)}" if families else str(settings.get("task", "embedded"))
+    return str(checkpoint), task or of_run
+
+
+def _evaluated(model: str, task: str, *, output: Path | None, split: str, **options: Any) -> tuple[Path, str]:
     """The folder of the evaluation and its results as markdown."""
     import torch
 
@@ -109,7 +143,9 @@ def _evaluated(task: str, model: str, *, output: Path | None, split: str, **opti
     if wanted < 1:
         raise ValueError(f"prompts must be 1 or more, got {wanted}")
     data_dir, instruction = options["data_dir"], options["instruction"]
-    drawn_from, source_split = named_task(task, data_dir=data_dir, instruction=instruction, split=split)
+    drawn_from, source_split = named_task(
+        task, data_dir=data_dir, instruction=instruction, split=split, needs_answers=not options["reward"]
+    )
     problems = drawn_from.problems(wanted, seed=options["seed"], split=source_split)
     if not problems:
         raise ValueError(f"task {task!r} has no problems in its split {source_split!r}")
@@ -127,6 +163,7 @@ def _evaluated(task: str, model: str, *, output: Path | None, split: str, **opti
         ends=completion_ends(policy, tokenizer),
         max_completion_length=(64 if task.startswith("embedded") else 2048) if length is None else length,
         **{name: options[name] for name in ("k", "temperature", "top_p", "top_k", "seed", "batch_size")},
+        reward=list(options["reward"]),
     )
     folder = output or Path("evaluations") / folder_name(model) / folder_name(task)
     evaluation = Evaluation(folder, settings=settings, problems=problems, prompts=prompts)
@@ -142,13 +179,31 @@ def _evaluated(task: str, model: str, *, output: Path | None, split: str, **opti
             policy, tokenizer, texts, sampling=settings.sampling, seed=seed, batch_size=settings.batch_size
         )
 
+    if options["reward"]:
+        return folder, _rewarded(evaluation, complete, task, tokenizer, options["reward"], chat_options)
     opening = THINK if prompts[0].rstrip().endswith(THINK) else ""
-    with Grader(opening=opening) as grader, shown_batches(evaluation.num_batches) as watch:
-        evaluation.run(complete, grader.rewards, watch=watch)
+    with Grader(opening=opening) as grader, shown_progress() as show:
+        evaluation.run(
+            complete, grader.rewards, watch=lambda num_done: show("batches", num_done, evaluation.num_batches)
+        )
     return folder, (folder / "results.md").read_text(encoding="utf-8")
 
 
-def named_task(spec: str, *, data_dir: Path, instruction: str | None, split: str) -> tuple["Task", str]:
+def _rewarded(evaluation: Any, complete: Any, task: str, tokenizer: Any, rewards: list[str], chat_options: Any) -> str:
+    """The results of an evaluation by the user's reward functions, as markdown."""
+    from poise.tasks.graded_task import GradedTask
+
+    graded = GradedTask(task, tokenizer=tokenizer, rewards=rewards, chat_options=chat_options)
+    with closing(graded), shown_progress() as show:
+        evaluation.run(
+            complete, graded.user_rewards, watch=lambda num_done: show("batches", num_done, evaluation.num_batches)
+        )
+    return (evaluation.path / "results.md").read_text(encoding="utf-8")
+
+
+def named_task(
+    spec: str, *, data_dir: Path, instruction: str | None, split: str, needs_answers: bool = True
+) -> tuple["Task", str]:
     """The task that a text names, among them the math sets, and the split of it to draw from.
 
     Raises:
@@ -163,7 +218,7 @@ def named_task(spec: str, *, data_dir: Path, instruction: str | None, split: str
         return math_set_task(spec, data_dir=data_dir, instruction=after), "all"
     if instruction is not None:
         raise ValueError("--instruction is for math sets: other tasks take it as ?instruction=TEXT")
-    return task_named(spec), split
+    return task_named(spec, needs_answers=needs_answers), split
 
 
 def prompt_text(tokenizer: Any, problem: "Problem", *, chat_options: Mapping[str, Any]) -> str:
@@ -201,23 +256,3 @@ def folder_name(text: str) -> str:
     """A name for a folder: of a checkpoint of a run, the run and the checkpoint."""
     parts = [part for part in text.split("/") if part not in ("", ".", "..", "runs", "checkpoints")]
     return re.sub(r"[^A-Za-z0-9._=+-]+", "-", "-".join(parts[-2:])).strip("-.") or "model"
-
-
-@contextmanager
-def shown_batches(num_batches: int) -> Iterator[Callable[[int], None]]:
-    """A function that shows how many batches are done: a bar in a terminal, a line now and then in a log file."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    every = max(1, num_batches // 10)
-    if not console.is_terminal:
-
-        def watch_lines(num_done: int) -> None:
-            if num_done in (0, num_batches) or num_done % every == 0:
-                console.print(f"batch {num_done}/{num_batches}", soft_wrap=True)
-
-        yield watch_lines
-        return
-    columns = (TextColumn("batches"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        shown = bar.add_task("", total=num_batches)
-        yield lambda num_done: bar.update(shown, completed=num_done)

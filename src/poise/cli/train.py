@@ -20,7 +20,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from poise.cli.given_settings import config_file, extra_options
-from poise.cli.terminal import clock, console, quiet_hosts, stop_on_interrupt
+from poise.cli.terminal import clock, console, print_note, quiet_hosts, stop_on_interrupt
 from poise.cli.train_progress import shown_progress
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ USEFUL_OPTIONS = {
     "temperature": "of sampling, in training and evaluation",
     "max-completion-length": "tokens",
     "loss-type": "dr_grpo leaves the gradient unbiased",
+    "use-peft": "train a LoRA adapter; --lora-r, --lora-alpha, --dtype, --load-in-4bit as in TRL",
     "beta": "KL penalty against the starting policy",
     "save-steps": "steps from one checkpoint to the next; below 1: share of all steps",
 }
@@ -77,13 +78,23 @@ def train(
         str | None, typer.Option(help="'embedded' (default), 'reasoning-gym:NAME', a .jsonl file, a data set, 'A + B'.")
     ] = None,
     reward: Annotated[
-        list[str] | None, typer.Option(help="package.module:function; may come again. Default: the task's verifier.")
+        list[str] | None,
+        typer.Option(
+            metavar="FILE.py:FUNCTION",
+            help="Or package.module:function, options as in ?scale=2; may come again. Default: the task's verifier.",
+        ),
     ] = None,
-    reward_weight: Annotated[list[str] | None, typer.Option(help="One for each --reward. Default: 1.")] = None,
+    reward_weight: Annotated[
+        list[str] | None, typer.Option(metavar="NUMBER", help="One for each --reward. Default: 1.")
+    ] = None,
     families: Annotated[str | None, typer.Option(help="Families of problems, such as sum,sort. Default: all.")] = None,
-    steps: Annotated[str | None, typer.Option(help="Updates of the policy.")] = None,
-    seed: Annotated[str | None, typer.Option(help="Of problems, sampling and training. Default: 0.")] = None,
-    eval_prompts: Annotated[str | None, typer.Option(help="Held-out problems before and after. Default: 500.")] = None,
+    steps: Annotated[str | None, typer.Option(metavar="INTEGER", help="Updates of the policy.")] = None,
+    seed: Annotated[
+        str | None, typer.Option(metavar="INTEGER", help="Of problems, sampling and training. Default: 0.")
+    ] = None,
+    eval_prompts: Annotated[
+        str | None, typer.Option(metavar="INTEGER", help="Held-out problems before and after. Default: 500.")
+    ] = None,
     list_options: Annotated[bool, typer.Option("--list-options", help="List every setting and leave.")] = False,
 ) -> None:
     """Train a language model with a baseline read from its own hidden states.
@@ -171,6 +182,7 @@ def announced_run(
     settings = run_settings(of_file, of_line)
     resolved = settings.resolved(settings.poise_config(output))  # contradictions are found before a folder is made
     directory = run_folder(settings, resolved, config=config, output=output, name=name)
+    done = directory.is_done and directory.read_summary()["steps"] >= settings.steps
     shown = settings.families or ["all families" if settings.task == "embedded" else settings.task]
     console.print(
         f"poise: {settings.model} model on {', '.join(shown)}; "
@@ -178,7 +190,12 @@ def announced_run(
         soft_wrap=True,
         markup=False,
     )
-    if directory.is_done:
+    if settings.model == "embedded" and not settings.task_spec.startswith("embedded"):
+        print_note(
+            "the embedded model knows its own six families of problems alone, in 48 characters: for other tasks give "
+            "--model, such as a folder or a name on the hub"
+        )
+    if done:
         console.print(
             f"this run is done, and its results are in {directory.path}: to train once more, give another --name",
             soft_wrap=True,
@@ -191,6 +208,7 @@ def announced_run(
     except (ValueError, OSError):
         directory.discard_if_unused()  # a run that cannot start leaves no folder
         raise
+    console.print(run.graded_task.what_is_measured, soft_wrap=True, markup=False)
     if run.checkpoint:
         console.print(f"goes on from {run.checkpoint.name}", markup=False)
     return run
@@ -209,34 +227,64 @@ def run_folder(
 
     if name is None and config is not None:
         own = RunDirectory(config.parent)
+        if config.name == own.config.name and own.metrics.is_file() and made_longer(own, resolved):
+            own.write_config(resolved)
         if config.name == own.config.name and own.metrics.is_file() and not own.differences(resolved):
             own.take(resolved)
             return own
     task = re.sub(r"\W+", "-", settings.task.removeprefix("reasoning-gym:").partition("?")[0]).strip("-")[-40:]
     task = "-".join(settings.families or [task])
-    directory = RunDirectory(output / (name or f"{datetime.now():%Y%m%d-%H%M%S}-{task}"))
+    if name is None:
+        name, number = f"{datetime.now():%Y%m%d-%H%M%S}-{task}", 1
+        while True:  # two runs may begin in one second
+            try:
+                (output / (name if number == 1 else f"{name}-{number}")).mkdir(parents=True)
+                break
+            except FileExistsError:
+                number += 1
+        name = name if number == 1 else f"{name}-{number}"
+    directory = RunDirectory(output / name)
+    if directory.config.is_file() and made_longer(directory, resolved):
+        directory.write_config(resolved)
     directory.take(resolved)
     return directory
 
 
+def made_longer(directory: "RunDirectory", resolved: Mapping[str, Any]) -> bool:
+    """Whether the run in a folder is to be the same with more steps; says what that means."""
+    theirs = config_file(directory.config)
+    of_steps = ("steps", "check_every", "save_steps", "warmup_steps")
+    same = directory.differences({**resolved, **{name: theirs.get(name) for name in of_steps}}) == []
+    if not same or not isinstance(theirs.get("steps"), int) or theirs["steps"] >= resolved["steps"]:
+        return False
+    print_note(
+        f"the run has {resolved['steps']} steps in place of {theirs['steps']}, and goes on at the learning rate that a "
+        "run of so many steps would have by now"
+    )
+    return True
+
+
 def print_summary(summary: Mapping[str, Any], path: Path) -> None:
-    """What the run did, and where its files are."""
+    """What the run did, where its files are, and what to do next."""
     table = Table("held-out accuracy", "before", "after", "change", box=SIMPLE_HEAD)
     rows = {
         domain: (share, summary["accuracy_after_by_domain"][domain])
         for domain, share in summary["accuracy_before_by_domain"].items()
-    }
-    for label, (before, after) in (rows | {"all": (summary["accuracy_before"], summary["accuracy_after"])}).items():
-        style = "bold" if label == "all" else None
-        table.add_row(label, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}", style=style)
+    } | {"all": (summary["accuracy_before"], summary["accuracy_after"])}
+    rows |= {"held-out reward": (summary.get("reward_before"), summary.get("reward_after"))}
+    for label, (before, after) in rows.items():
+        if before == before and after == after and before is not None and after is not None:  # else not measured
+            style = "bold" if label == "all" else None
+            table.add_row(label, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}", style=style)
     console.print(table)
     early = " (stopped early)" if summary["stopped_early"] else ""
-    again = f"again: poise train --config {path}/config.yaml --name NAME"
     console.print(
         f"{summary['steps']} steps{early}, {summary['rollouts']} rollouts, {summary['generated_tokens']} tokens, "
         f"{clock(summary['seconds'])} minutes",
-        f"files: {path}/summary.json, metrics.jsonl, learning_curve.png, rollouts/, checkpoints/",
-        command_to_go_on(path) if early else again,
+        f"look at {path}/report.html; other files: summary.json, metrics.jsonl, learning_curve.png, rollouts/, "
+        "checkpoints/",
+        command_to_go_on(path) if early else f"next: poise eval {path}",
+        f"again: poise train --config {path}/config.yaml --name NAME",
         sep="\n",
         soft_wrap=True,
     )
@@ -255,11 +303,21 @@ def print_options() -> None:
     """Every setting with its default and what it does."""
     from dataclasses import MISSING, fields
 
+    from trl import ModelConfig
+
     from poise.engines.trl import PoiseConfig
-    from poise.train.config import DECIDED_BY_RUN, EMBEDDED_DEFAULTS, OTHER_NAMES, RunSettings
+    from poise.train.config import (
+        DECIDED_BY_RUN,
+        EMBEDDED_DEFAULTS,
+        OTHER_NAMES,
+        RunSettings,
+        loading_types,
+        own_types,
+    )
 
     hidden = {"trainer", "seed", *DECIDED_BY_RUN, *OTHER_NAMES}
-    own = [each for each in fields(RunSettings) if each.name != "trainer"]
+    own = [each for each in fields(RunSettings) if each.name in own_types()]
+    own += [each for each in fields(ModelConfig) if each.name in loading_types()]
     for each in [*own, *(each for each in fields(PoiseConfig) if each.init and each.name not in hidden)]:
         default = each.default if each.default_factory is MISSING else each.default_factory()
         default = EMBEDDED_DEFAULTS.get(each.name, getattr(default, "value", default))

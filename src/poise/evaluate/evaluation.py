@@ -65,6 +65,8 @@ class EvaluationSettings:
     batch_size: int
     ends: list[int] = field(default_factory=list)
     """Tokens that end a completion."""
+    reward: list[str] = field(default_factory=list)
+    """Reward functions that are measured in place of the task's verifier."""
 
     def __post_init__(self) -> None:
         for name in ("num_prompts", "k", "max_completion_length", "batch_size"):

@@ -128,13 +128,18 @@ def markdown_table(everything: Scores, by_domain: dict[str, Scores], *, k: int) 
     """A row for each domain and one for all, with 95 % intervals."""
     sizes = [size for size in sizes_of_subsets(k) if size > 1]
     heads = ["domain", "prompts", f"avg@{k}", *(f"pass@{size}" for size in sizes), "truncated", "mean length"]
+    own_rewards = any(
+        each.mean_reward is not None and abs(each.mean_reward - each.pass_at[1].mean) > 1e-9
+        for each in by_domain.values()
+    )
+    heads += ["mean reward"] * own_rewards
     rows = []
     for name, each in (by_domain | {"all": everything} if len(by_domain) > 1 else by_domain).items():
         ungraded = f" ({each.ungradable_share:.1%} of completions ungradable)" if each.ungradable_share else ""
         cells = [_cell(each.pass_at.get(size)) for size in (1, *sizes)]
-        rows.append(
-            [name + ungraded, str(each.num_prompts), *cells, f"{each.truncated_share:.3f}", f"{each.mean_length:.1f}"]
-        )
+        cells += [f"{each.truncated_share:.3f}", f"{each.mean_length:.1f}"]
+        cells += [NONE if each.mean_reward is None else f"{each.mean_reward:.3f}"] * own_rewards
+        rows.append([name + ungraded, str(each.num_prompts), *cells])
     return table_in_markdown(heads, rows)
 
 

@@ -1,8 +1,8 @@
 """A task, asked and graded for one policy: what a trainer trains on and what it is measured by.
 
-Training and measuring ask in the same form, by the chat template where the tokenizer has one. Measured is whether
-answers are right, by the task's own verifier, whatever is rewarded in training; only where a data set has no answers is
-it the reward itself.
+Training and measuring ask in the same form, by the chat template where the tokenizer has one. Two numbers are measured:
+accuracy, whether answers are right by the task's own verifier, where the data set has answers; and the reward, where
+functions of the user give it.
 """
 
 import functools
@@ -110,7 +110,7 @@ class GradedTask:
         self.reward_functions = [self._on_whole_rows(each) for each in self._functions.values()] or [
             TaskReward(self.grader, UngradableFile(ungradable) if ungradable else None)
         ]
-        self._measures_rewards = bool(rewards) and not any(p.answer or p.details for p in self.held_out(100))
+        self.has_answers = not rewards or any(p.answer or p.details for p in self.held_out(100))
 
     def check_gold_answers(self, num: int = GOLD_ANSWERS) -> None:
         """Grade a sample of gold answers as if the policy had given them; needless where the user's functions grade.
@@ -194,11 +194,26 @@ class GradedTask:
         ]
 
     def held_out_rewards(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[float]:
-        """1 for a right answer and 0 for any other, NaN where ungradable; without answers, the weighted reward."""
-        if self._measures_rewards:
-            return self._weighted_rewards(completions, problems)
+        """1 for a right answer and 0 for any other; NaN where ungradable, and everywhere without gold answers."""
+        if not self.has_answers:
+            return [math.nan] * len(completions)
         rewards = self.grader.rewards(completions, problems)
         return [reward if math.isnan(reward) else float(reward >= FULL_MARKS) for reward in rewards]
+
+    def user_rewards(self, completions: Sequence[str], problems: Sequence[Problem]) -> list[float] | None:
+        """The weighted rewards of the user's functions, NaN where none could grade; None without such functions."""
+        return self._weighted_rewards(completions, problems) if self._functions else None
+
+    @property
+    def what_is_measured(self) -> str:
+        """One sentence for the start of a run."""
+        if not self._functions:
+            return "rewarded and measured: answers that the task's verifier calls right (held_out/accuracy)"
+        names = " + ".join(self._functions)
+        of_verifier = "held_out/accuracy is the share of answers that the task's verifier calls right"
+        return f"rewarded: {names}, its mean on held-out problems is held_out/reward; " + (
+            of_verifier if self.has_answers else "there are no gold answers, and no held_out/accuracy"
+        )
 
     def close(self) -> None:
         """End the workers."""

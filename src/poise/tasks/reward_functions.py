@@ -1,6 +1,6 @@
-"""Which function of the user's gives the rewards?
+"""Reward functions of the user.
 
-The rule: it has the signature of TRL's reward functions, `(completions, **columns) -> list[float | None]`, and is tried
+One has the signature of TRL's reward functions, `(completions, **columns) -> list[float | None]`, and is tried
 on gold answers before the first step, so that a mistake in it costs no training. It runs in the trainer's own process,
 as in TRL, without limits; what it raises or returns wrongly later ends the run with a sentence that names the case.
 """
@@ -8,12 +8,15 @@ as in TRL, without limits; what it raises or returns wrongly later ends the run 
 import asyncio
 import functools
 import importlib
+import importlib.util
 import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 RewardFunction = Callable[..., Any]
 
@@ -23,26 +26,47 @@ class RewardError(Exception):
 
 
 def reward_function(spec: str) -> RewardFunction:
-    """The function that "package.module:function" names; modules of the working directory are found too.
+    """The function that a text names; modules of the working directory are found too.
+
+    Args:
+        spec: "package.module:function" or "path.py:function", with keyword options as in "path.py:function?scale=2".
 
     Raises:
         ValueError: If it has another form, cannot be imported, or is no function.
     """
-    module_name, separator, name = spec.partition(":")
+    place, _, query = spec.partition("?")
+    module_name, separator, name = place.rpartition(":")
     if not (separator and module_name and name.isidentifier()):
-        raise ValueError(f"a reward needs the form package.module:function, got {spec!r}")
+        raise ValueError(f"a reward needs the form package.module:function or path.py:function, got {spec!r}")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
+        module = _module_of_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
     except Exception as error:
         raise ValueError(f"reward {spec!r} cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         known = [each for each, value in vars(module).items() if inspect.isfunction(value) and not each.startswith("_")]
         raise ValueError(f"module {module_name} has no function {name!r}: it has {', '.join(known) or 'none'}")
-    return function
+    options: dict[str, Any] = {}
+    for part in filter(None, query.split("&")):
+        option, separator, text = part.partition("=")
+        if not (separator and option.isidentifier()):
+            raise ValueError(f"options of a reward need the form ?name=value&name=value, got {part!r} in {spec!r}")
+        options[option] = yaml.safe_load(text)
+    return functools.wraps(function)(functools.partial(function, **options)) if options else function
+
+
+def _module_of_file(path: str) -> Any:
+    name = f"poise_reward_{Path(path).stem}"
+    found = importlib.util.spec_from_file_location(name, path)
+    if found is None or found.loader is None or not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    found.loader.exec_module(module)
+    return module
 
 
 def rewards_of(

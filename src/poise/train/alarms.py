@@ -5,6 +5,7 @@ those before; it is given once, and only an alarm about rewards that cannot be t
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,11 +40,25 @@ class Alarm:
 
 def alarms(lines: Sequence[Line]) -> list[Alarm]:
     """The alarms that the lines of a run so far give; a line without a reward belongs to the batch before."""
-    batches = [line for line in lines if line.get("reward") is not None]
+    batches = [line for line in lines if "reward" in line]
     if len(batches) < RECENT:
         return []
-    checks = (ungradable_alarm, drift_alarm, entropy_alarm, length_alarm, saturation_alarm, value_alarm)
+    checks = (useless_alarm, ungradable_alarm, drift_alarm, entropy_alarm, length_alarm, saturation_alarm, value_alarm)
     return [alarm for check in checks if (alarm := check(batches)) is not None]
+
+
+def useless_alarm(batches: Sequence[Line]) -> Alarm | None:
+    """No reward so far has told anything apart."""
+    if all(line["reward"] is None or math.isnan(line["reward"]) for line in batches):
+        sentence = "no rollout so far has a reward: the reward functions return None or NaN for all of them"
+        return Alarm("no rewards", f"{sentence}; look at what they get", stops=True)
+    if all(line.get("reward_std") == 0 for line in batches):
+        return Alarm(
+            "equal rewards",
+            f"all rewards so far are the same ({_mean(batches, 'reward'):g}), and nothing can be learnt from them: "
+            "look at the reward functions, or take easier or harder problems",
+        )
+    return None
 
 
 def ungradable_alarm(batches: Sequence[Line]) -> Alarm | None:
@@ -144,6 +159,12 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
         self._lines: list[Line] = []
         self._said: set[str] = set()
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        batches = [line for line in self._lines if "reward" in line]
+        if 0 < len(batches) < RECENT and (alarm := useless_alarm(batches)) is not None:
+            logger.warning("%s", alarm.sentence)
+            self.reason = self.reason or (alarm.sentence if alarm.stops else "")
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **named: Any) -> None:
         if logs and "reward" in logs:
             self._lines.append(dict(logs))
@@ -157,7 +178,7 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
 def _mean(lines: Sequence[Line], key: str, *, missing: float | None = None) -> float | None:
     """Of the lines that have the key, or with `missing` in its place; None of none."""
     numbers = [missing if line.get(key) is None else line[key] for line in lines]
-    there = [number for number in numbers if number is not None]
+    there = [number for number in numbers if number is not None and not math.isnan(number)]
     return sum(there) / len(there) if there else None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from trl import ModelConfig
 
 from poise.engines.trl import PoiseConfig
 from poise.models.named import check_model_name
@@ -51,7 +52,10 @@ EMBEDDED_ALONE = ("max_completion_length", "learning_rate", "lr_scheduler_type",
 
 OTHER_MODEL_DEFAULTS: dict[str, Any] = {
     name: value for name, value in EMBEDDED_DEFAULTS.items() if name not in EMBEDDED_ALONE
-} | {"per_device_train_batch_size": 16}
+} | {"per_device_train_batch_size": 16, "max_completion_length": 512, "warmup_steps": 10}
+
+ADAPTER_LEARNING_RATE = 1e-5
+"""Of adapters, which stand rates that spoil whole models."""
 
 OTHER_NAMES = {"max_steps": "steps"}
 """Fields of TRL that a run has under a shorter name."""
@@ -102,6 +106,8 @@ class RunSettings:
     )
     trainer: dict[str, Any] = field(default_factory=dict)
     """Fields of `PoiseConfig` that differ from its defaults."""
+    loading: dict[str, Any] = field(default_factory=dict)
+    """Fields of TRL's `ModelConfig` that differ from its defaults: type of the weights, adapter, quantisation."""
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -120,6 +126,14 @@ class RunSettings:
         if self.on_verifier_timeout not in TIMED_OUT:
             raise ValueError(f"on_verifier_timeout needs {' or '.join(TIMED_OUT)}, got {self.on_verifier_timeout!r}")
         check_model_name(self.model)
+        options = self.model_options()
+        if options.lora_r < 1 or options.lora_alpha < 1:
+            raise ValueError(f"lora_r and lora_alpha must be 1 or more, got {options.lora_r} and {options.lora_alpha}")
+        adapting = [name for name in self.loading if name.startswith("lora_") or name in ("use_dora", "use_rslora")]
+        if adapting and not options.use_peft:
+            raise ValueError(f"{adapting[0]} does nothing without use_peft: give --use-peft too")
+        if (options.load_in_4bit or options.load_in_8bit) and not options.use_peft:
+            raise ValueError("weights of 4 or 8 bits cannot be trained, only an adapter on them: give --use-peft too")
         problems(0, seed=0, families=self.families)  # names an unknown family
         if self.families and self.task != "embedded":
             raise ValueError(f"families are those of the task embedded, and the task is {self.task!r}")
@@ -139,6 +153,14 @@ class RunSettings:
         """Threads of torch; None to leave them as they are."""
         return 1 if self.threads is None and self.model == "embedded" else self.threads
 
+    def model_options(self) -> ModelConfig:
+        """TRL's options of loading the model and of an adapter on it.
+
+        Raises:
+            ValueError: If they contradict each other.
+        """
+        return ModelConfig(**self.loading)
+
     def poise_config(self, output_dir: Path | str) -> PoiseConfig:
         """The trainer's configuration.
 
@@ -149,18 +171,28 @@ class RunSettings:
 
     def resolved(self, config: PoiseConfig) -> dict[str, Any]:
         """Every setting by name, in plain values from which `run_settings` makes the same run again."""
-        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "trainer"}
+        own = {name: getattr(self, name) for name in own_types()}
         own |= {"check_every": self.steps_between_checks, "threads": self.torch_threads}
         # TRL takes one of two names for the size of a generation batch, and fills in the other.
         hidden = {"generation_batch_size", *DECIDED_BY_RUN, *OTHER_NAMES}
         rest = {name: _plain(getattr(config, name)) for name in trainer_types() if name not in hidden}
-        return own | rest | own
+        options = self.model_options()
+        return own | {name: getattr(options, name) for name in loading_types()} | rest | own
 
 
 def own_types() -> dict[str, Any]:
     """The type of each field of `RunSettings` that can be given."""
     hints = typing.get_type_hints(RunSettings)
-    return {each.name: hints[each.name] for each in fields(RunSettings) if each.name != "trainer"}
+    return {each.name: hints[each.name] for each in fields(RunSettings) if each.name not in ("trainer", "loading")}
+
+
+def loading_types() -> dict[str, Any]:
+    """The type of each field of TRL's `ModelConfig` that a run takes."""
+    return {
+        each.name: each.type
+        for each in fields(ModelConfig)
+        if each.name not in ("model_name_or_path", "lora_task_type")
+    }
 
 
 def trainer_types() -> dict[str, Any]:
@@ -179,7 +211,7 @@ def run_settings(*sources: Mapping[str, Any]) -> RunSettings:
         ValueError: If a name is unknown (the sentence has the closest one), cannot be set or comes twice in a source,
             or a value is not of its field's type.
     """
-    own, of_trainer = own_types(), trainer_types()
+    own, of_trainer, of_loading = own_types(), trainer_types(), loading_types()
     values: dict[str, Any] = {}
     for source in sources:
         seen: dict[str, str] = {}
@@ -189,16 +221,21 @@ def run_settings(*sources: Mapping[str, Any]) -> RunSettings:
                 raise ValueError(f"{name} cannot be set: {DECIDED_BY_RUN[name]}")
             if name in seen:
                 raise ValueError(f"{seen[name]} and {given_name} are the same setting: give one of them")
-            wanted = own.get(name, of_trainer.get(name))
+            wanted = (of_loading | of_trainer | own).get(name)
             if wanted is None:
-                raise ValueError(unknown_name_sentence(given_name, [*own, *OTHER_NAMES, *of_trainer]))
+                raise ValueError(unknown_name_sentence(given_name, [*own, *OTHER_NAMES, *of_trainer, *of_loading]))
             seen[name] = given_name
             values[name] = typed_value(value, wanted, name=given_name)
     defaults = dict(EMBEDDED_DEFAULTS if values.get("model", "embedded") == "embedded" else OTHER_MODEL_DEFAULTS)
     if "generation_batch_size" in values:  # TRL takes one of the two
         del defaults["steps_per_generation"]
+    if values.get("use_peft") and "learning_rate" not in defaults:
+        defaults["learning_rate"] = ADAPTER_LEARNING_RATE
     mine = {name: values.pop(name) for name in own if name in values}
-    return RunSettings(**mine, trainer=defaults | values)
+    standard = ModelConfig()
+    loading = {name: values.pop(name) for name in of_loading if name in values and name not in of_trainer}
+    loading = {name: value for name, value in loading.items() if value != getattr(standard, name)}
+    return RunSettings(**mine, trainer=defaults | values, loading=loading)
 
 
 def unknown_name_sentence(name: str, known: list[str]) -> str:

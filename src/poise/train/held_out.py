@@ -4,7 +4,7 @@ from typing import Any
 
 from trl import GRPOTrainer
 
-from poise.evaluate.held_out import HeldOutAccuracy, accuracy_of_rewards
+from poise.evaluate.held_out import HeldOutAccuracy, accuracy_of_rewards, with_rewards
 from poise.evaluate.sampling import Sampling, sampled_completions
 from poise.tasks.graded_task import HELD_OUT_SEED, GradedTask
 from poise.tasks.problem import Problem
@@ -22,8 +22,10 @@ def policy_accuracy(
         batch_size: Prompts that are completed side by side.
     """
     completions = policy_completions(trainer, graded_task, problems, seed=HELD_OUT_SEED, batch_size=batch_size)
-    rewards = graded_task.held_out_rewards(completions, problems)
-    return accuracy_of_rewards(rewards, domains=[problem.domain for problem in problems])
+    right = graded_task.held_out_rewards(completions, problems)
+    measured = accuracy_of_rewards(right, domains=[problem.domain for problem in problems])
+    rewards = graded_task.user_rewards(completions, problems)
+    return measured if rewards is None else with_rewards(measured, rewards)
 
 
 def policy_completions(

@@ -94,7 +94,8 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         before, held_out, after = (
             HeldOutAccuracy(**state[name]) if state[name] else None for name in ("before", "held_out", "after")
         )
-        self.progress.before, self.progress.held_out, self._final = before, held_out, after
+        self.progress.before, self.progress.held_out = before, held_out
+        self._final = after if self.progress.step >= self.progress.steps else None  # else the run was made longer
         self.graded_task.grader.counts.update(state["grading"])
 
     def measure_before(self) -> None:
@@ -198,8 +199,5 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         progress.activity = activity
         self.watch(progress)
         progress.held_out = policy_accuracy(self.trainer, self.graded_task, held_out)
-        self._measured = {
-            "held_out/accuracy": progress.held_out.accuracy,
-            "held_out/prompts": progress.held_out.num_prompts,
-        } | {f"held_out/accuracy/{domain}": share for domain, share in progress.held_out.by_domain.items()}
+        self._measured = progress.held_out.metrics()
         return progress.held_out

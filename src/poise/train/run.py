@@ -4,6 +4,7 @@ The rule: a run that is stopped early ends as one that was short, and one that i
 in the same folder, goes on from its newest whole checkpoint and ends as if it had never been stopped.
 """
 
+import logging
 import platform
 import time
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PrinterCallback
-from trl import GRPOConfig
+from trl import GRPOConfig, get_peft_config, get_quantization_config
 
 from poise.engines.trl import PoiseConfig, PoiseTrainer
 from poise.engines.trl.checkpoints import checkpoint_step, newest_whole_checkpoint, read_beside
@@ -28,6 +29,8 @@ from poise.tasks.graded_task import GradedTask
 from poise.train.alarms import RunWatch
 from poise.train.config import RunSettings
 from poise.train.recorder import Progress, RunRecorder, Stop, Watch
+
+logger = logging.getLogger(__name__)
 
 MOST_TRAINING_PROMPTS = 100_000
 """Longer runs see problems again."""
@@ -109,6 +112,8 @@ class TrainingRun:
             "accuracy_before_by_domain": progress.before.by_domain,
             "accuracy_after_by_domain": after.by_domain,
             "held_out_prompts": after.num_prompts,
+            "reward_before": progress.before.reward,
+            "reward_after": after.reward,
             "preset": self.trainer.args.preset,
             "seed": self.settings.seed,
             "steps": progress.step,
@@ -123,8 +128,11 @@ class TrainingRun:
             "versions": versions(),
         }
         self.directory.write_summary(summary)
-        write_learning_curve(self.directory)
-        write_report(self.directory)  # the last: with it the run is done
+        for write in (write_learning_curve, write_report):  # the last: with it the run is done
+            try:
+                write(self.directory)
+            except Exception as error:  # a picture ends no run
+                logger.warning("%s failed, and the run is whole without: %s", write.__name__, error)
         return summary
 
 
@@ -168,7 +176,12 @@ def tokenizer_and_task(
 def policy_trainer(settings: RunSettings, config: PoiseConfig, tokenizer: Any, graded_task: GradedTask) -> PoiseTrainer:
     """The trainer of a run: its policy, problems and rewards."""
     problems = training_problems(settings, config, graded_task)
-    options = dict(config.model_init_kwargs or {})
+    chosen = settings.model_options()
+    options = {"dtype": getattr(torch, str(chosen.dtype), chosen.dtype), "revision": chosen.model_revision}
+    options |= {"attn_implementation": chosen.attn_implementation} if chosen.attn_implementation else {}
+    quantization = get_quantization_config(chosen)
+    options |= {"quantization_config": quantization} if quantization is not None else {}
+    options |= config.model_init_kwargs or {}
     config.model_init_kwargs = None  # they are spent here: TRL takes them with a path only
     trainer = PoiseTrainer(
         named_model(settings.model, **options),
@@ -176,6 +189,7 @@ def policy_trainer(settings: RunSettings, config: PoiseConfig, tokenizer: Any, g
         config,
         train_dataset=problems,
         processing_class=tokenizer,
+        peft_config=get_peft_config(chosen),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -184,17 +198,18 @@ def policy_trainer(settings: RunSettings, config: PoiseConfig, tokenizer: Any, g
 def training_problems(settings: RunSettings, config: PoiseConfig, graded_task: GradedTask) -> Dataset:
     """As many problems as the run has use for, or as the task has.
 
-    Raises:
-        ValueError: If they do not fill one generation batch.
+    Fewer than fill one generation batch are asked again and again.
     """
     batches = -(-settings.steps * config.gradient_accumulation_steps // config.steps_per_generation)
     of_batch = config.generation_batch_size // config.num_generations
     problems = graded_task.training_data(min(batches * of_batch, MOST_TRAINING_PROMPTS), seed=settings.seed)
     if len(problems) < of_batch:
-        raise ValueError(
-            f"a generation batch takes {of_batch} prompts and the task has {len(problems)} to train on: lower "
-            "per_device_train_batch_size or steps_per_generation"
+        logger.warning(
+            "the task has %d problems to train on and a generation batch takes %d prompts: they are repeated",
+            len(problems),
+            of_batch,
         )
+        problems = concatenate_datasets([problems] * -(-of_batch // len(problems)))
     return problems
 
 

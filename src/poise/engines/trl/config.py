@@ -120,6 +120,7 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
     )
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         self.chose_steps_per_generation = self.steps_per_generation is None and self.generation_batch_size is None
         if self.chose_steps_per_generation:
             self.steps_per_generation = 2 * self.gradient_accumulation_steps
@@ -170,6 +171,19 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
         if steps > 0:  # else a share of a number of epochs, not known yet
             rounded = self.whole_generations(steps)
             self.save_steps = share if rounded == steps else rounded
+
+    def _check_numbers(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be greater than 0, got {self.learning_rate:g}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be greater than 0: sampling needs it, got {self.temperature:g}")
+        layers = self.layers
+        if layers is not None and (
+            not isinstance(layers, list | tuple) or not layers or not all(type(layer) is int for layer in layers)
+        ):
+            raise ValueError(f"layers must be a list of whole numbers such as [1, 2], got {layers!r}")
+        if layers is not None and min(layers) < 0:
+            raise ValueError(f"layers are counted from 0, got {layers}")
 
     def _check_update_share(self) -> None:
         if not 0 < self.update_share <= 1:
