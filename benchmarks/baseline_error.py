@@ -1,4 +1,4 @@
-"""How far is each preset's baseline from the true expected reward?
+"""Squared error of each preset's baseline to the true expected reward.
 
 Three steps of 256 new prompts, two rollouts each: the error at the first step, with one earlier step (256 prompts) in
 the window, and with two (512). On synthetic rollouts V is known; on frozen rollouts of the embedded model it is the

@@ -1,4 +1,4 @@
-"""What does one update cost, and is it as good?
+"""The cost of one update and the error of its baseline, beside a refit of the released recipe.
 
 Width 2 x 2560 + 3, a window of 4,096 rows, 512 new rows, one thread. poise: one `OnlineBaseline.step` of preset
 `poise` (weighted and unweighted fits of all evidence sets, penalties and axes, baselines, values, state). The released

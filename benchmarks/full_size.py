@@ -1,4 +1,4 @@
-"""What does each part of poise cost at the size of a real policy, as a share of what training does in any case?
+"""The cost of each part of poise at the size of a real policy, as a share of what training does in any case.
 
 A model with random weights in exactly Qwen3-4B's shape (on a GPU, in bfloat16) or in a small one (on a CPU), random
 tokens of a fixed length; no downloads. Measured on a microbatch, alternating so that drift falls on all alike, medians

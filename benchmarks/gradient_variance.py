@@ -1,4 +1,4 @@
-"""How much does the policy gradient vary under each baseline, on the same frozen rollouts?
+"""Variance of the policy gradient under each baseline, on the same frozen rollouts.
 
 Three steps of 256 prompts fill the windows; then other prompts, two rollouts each, are measured: gradients of the
 summed log-probability, of the embedded model with respect to all parameters (1,024 prompts), of SmolLM2 with respect to

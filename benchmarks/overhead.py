@@ -1,4 +1,4 @@
-"""What does poise add to a step of TRL, in time and in memory?
+"""Time and memory that poise adds to a step of TRL.
 
 `PoiseTrainer` (preset `poise`, window full) against stock `GRPOTrainer`: one configuration, G = 2, two minibatches a
 generation batch, so that the pass for old log-probs is made in both; a random Qwen3 of 32 M parameters; completions of

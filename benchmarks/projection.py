@@ -1,4 +1,4 @@
-"""Fixed random projection or principal axes settled on earlier rows: which makes the better evidence?
+"""Error of evidence made by a fixed random projection or by principal axes settled on earlier rows.
 
 One step of 256 prompts, two rollouts each, fitted leave-one-prompt-out without a window; the axes are settled on
 another 256 prompts. Every arm has the sibling's reward; each gets its best penalty of a grid, so that only the columns

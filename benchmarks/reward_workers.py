@@ -1,4 +1,4 @@
-"""What does a worker cost? Milliseconds a rollout of verdicts in workers over verdicts in this process.
+"""The cost of a worker: milliseconds a rollout of verdicts in workers over verdicts in this process.
 
     python benchmarks/reward_workers.py
 

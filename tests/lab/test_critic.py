@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy
 
 from poise.lab.critic import HEAD_LEARNING_RATE_FACTOR, SequenceCritic
 
@@ -16,10 +15,6 @@ def rows(num, *, seed=0):
     lengths = torch.randint(1, 5, (num,), generator=generator).tolist()
     sequences = [[*PROMPT, 7 if good else 8, *[9] * length] for good, length in zip(right, lengths, strict=True)]
     return sequences, right.double()
-
-
-def loss(critic, sequences, targets):
-    return float(binary_cross_entropy(critic.values(sequences), targets))
 
 
 def test_a_critic_starts_at_the_rate_that_it_is_given(tiny_model):
@@ -40,7 +35,7 @@ def test_padding_on_either_side_does_not_change_a_value(tiny_model):
     torch.nn.init.normal_(critic.head.weight)
     alone = critic.values([[2, 3, 4]])
     ids = torch.tensor([[0, 0, 2, 3, 4], [2, 3, 4, 0, 0]])
-    values = critic(ids, (ids != 0).long()).detach().double()
+    values = critic(ids, (ids != 0).long()).detach().sigmoid().double()
     assert torch.allclose(values, alone.expand(2), atol=1e-5)
     # The control: with another last token the value is another.
     assert abs(float(critic.values([[2, 3, 5]]) - alone)) > 1e-3
@@ -52,16 +47,6 @@ def test_values_come_in_the_order_of_the_rows(tiny_model):
     sequences = [[2, 3, 4, 5, 6], [9], [4, 4], [3, 3, 3]]
     one_by_one = [float(critic.values([each])) for each in sequences]
     assert critic.values(sequences, batch_size=2).tolist() == pytest.approx(one_by_one, abs=1e-5)
-
-
-def test_a_critic_of_the_trajectory_learns_what_one_of_the_prompt_cannot(tiny_model):
-    (sequences, targets), (fresh, truth) = rows(128), rows(64, seed=1)
-    options = {"epochs": 4, "learning_rate": 1e-3, "batch_size": 16}
-    reads_all, reads_prompt = SequenceCritic(tiny_model), SequenceCritic(tiny_model)
-    reads_all.fit(sequences, targets, **options)
-    reads_prompt.fit([each[:3] for each in sequences], targets, **options)
-    assert loss(reads_all, fresh, truth) < 0.1
-    assert loss(reads_prompt, [each[:3] for each in fresh], truth) > 0.6  # log 2 is knowing nothing
 
 
 def test_soft_targets_are_met(tiny_model):

@@ -1,11 +1,11 @@
-"""What would a separate value model, as large as the policy, say a rollout is worth?
+"""A separate value model, as large as the policy.
 
 A copy of the policy's decoder with a linear head, fine-tuned on rewards: what PPO pays for, and what a probe on the
 policy's own states is measured against. It reads either the prompt alone (the paper's critic: last prompt token,
 sigmoid, binary cross-entropy; arXiv:2605.07579, section 5) or prompt and completion.
 
-The rule for the second kind: a critic that has read a rollout may not judge that rollout. It is trained and used across
-rollouts, as the probe is: the target of a row is its siblings' mean reward (`poise.baselines.sibling_means`), and the
+A critic that has read a rollout may not judge that rollout. The second kind is trained and used across rollouts, as the
+probe is: the target of a row is its siblings' mean reward (`poise.baselines.sibling_means`), and the
 baseline of a rollout is the mean value of its siblings (`poise.baselines.cross_rollout_baselines`).
 """
 
@@ -70,15 +70,11 @@ class SequenceCritic(nn.Module):
         self._optimizer: torch.optim.AdamW | None = None
 
     def forward(self, input_ids: Int[Tensor, "rows columns"], attention_mask: Tensor) -> Float[Tensor, " rows"]:
-        """The value of each row, read at its last attended token; padding may stand on either side.
+        """The logit of each row's value, read at its last attended token; padding may stand on either side.
 
         Raises:
             ValueError: If a row has no token.
         """
-        return self.logits(input_ids, attention_mask).sigmoid()
-
-    def logits(self, input_ids: Int[Tensor, "rows columns"], attention_mask: Tensor) -> Float[Tensor, " rows"]:
-        """`forward` before the sigmoid."""
         attended = attention_mask.bool()
         if not bool(attended.any(dim=1).all()):
             raise ValueError("a critic reads rows of at least 1 token, got a row without any")
@@ -145,7 +141,7 @@ class SequenceCritic(nn.Module):
             summed = 0.0
             for rows in _batches_of_like_length(sequences, fitted, batch_size, generator):
                 loss = binary_cross_entropy_with_logits(
-                    self.logits(*self._padded([sequences[row] for row in rows])), targets[rows]
+                    self(*self._padded([sequences[row] for row in rows])), targets[rows]
                 )
                 optimizer.zero_grad()
                 loss.backward()
@@ -190,7 +186,7 @@ class SequenceCritic(nn.Module):
         batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
         watch(0, len(batches))
         for done, rows in enumerate(batches, start=1):
-            out[rows] = self(*self._padded([sequences[row] for row in rows])).double().cpu()
+            out[rows] = self(*self._padded([sequences[row] for row in rows])).sigmoid().double().cpu()
             watch(done, len(batches))
         return out
 

@@ -1,1 +1,1 @@
-"""What does a baseline buy? Arms side by side on one prompt stream, run after run, and what may be concluded."""
+"""Ways of training side by side on one prompt stream, run after run, and what may be concluded."""
