@@ -2,12 +2,16 @@
 
 import json
 import math
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet
 import pytest
 import yaml
 
 from poise.report.learning_curve import learning_curve, running_means, write_learning_curve
+from poise.storage import whole_files
 from poise.storage.run_directory import ROLLOUTS_SCHEMA_VERSION, RunDirectory, sibling_rows
 
 NAN = float("nan")
@@ -202,3 +206,53 @@ def test_only_a_run_that_measured_nothing_and_is_not_in_use_is_discarded(tmp_pat
         for directory in (used, held, unused):
             RunDirectory(directory.path).discard_if_unused()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["held", "used"]
+
+
+# Races.
+
+
+def test_names_stay_inside_and_two_runs_of_one_second_get_two(tmp_path):
+    for name in ("../x", "..", ".", "", "a/b", "/tmp/x", "a\\b"):
+        with pytest.raises(ValueError, match="--name needs the name of a folder inside"):
+            RunDirectory.new(tmp_path, name)
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: RunDirectory.new(tmp_path / "runs", "now", numbered=True).path.name, range(8)))
+    assert sorted(made) == ["now", *(f"now-{number}" for number in range(2, 9))]
+
+
+def test_no_race_of_starts_restarts_and_ends_loses_data(tmp_path, monkeypatch):
+    """Fifty moments: each of four runners starts, is refused, breaks off or ends while the others do."""
+    monkeypatch.setattr(whole_files, "sync", lambda path: None)  # the disk takes most of the time
+    for round_ in range(50):
+        path, inside, ended = tmp_path / f"run-{round_}", [], []
+
+        def sit(number, path=path, inside=inside, ended=ended, round_=round_):
+            chance = random.Random(1000 * round_ + number)
+            for _ in range(6):
+                time.sleep(chance.random() / 500)
+                directory = RunDirectory(path)
+                try:
+                    with directory.held():
+                        assert not inside
+                        inside.append(number)
+                        directory.take(SETTINGS)
+                        if directory.is_done:
+                            ended.append(directory.metrics.read_bytes())
+                        else:
+                            assert not ended
+                            directory.cut_back(len(directory.read_metrics()) - chance.randint(1, 2))
+                            for step in range(len(directory.read_metrics()), chance.choice((3, 6))):
+                                directory.append_metrics({"step": step})
+                            if len(directory.read_metrics()) == 6:
+                                directory.write_summary({"stopped_early": False})
+                                directory.report.touch()
+                        inside.remove(number)
+                except BlockingIOError:
+                    continue
+                directory.discard_if_unused()
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(sit, range(4)))
+        steps = [line["step"] for line in RunDirectory(path).read_metrics()]
+        assert steps == list(range(len(steps)))
+        assert len(set(ended)) <= 1

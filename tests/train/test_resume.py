@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import poise.train.run
@@ -44,7 +45,7 @@ NAMED = {name.replace("_", "-"): value for name, value in SETTINGS.items()}
 OPTIONS = [part for name, value in NAMED.items() for part in (f"--{name}", str(value))]
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """What ends a run in the middle of a step."""
 
 
@@ -233,6 +234,72 @@ def test_a_checkpoint_that_is_asked_for_and_spoiled_is_refused(stopped):
     run = TrainingRun(run_settings(SETTINGS), RunDirectory(stopped))
     with pytest.raises(CheckpointError, match=r"checkpoint-4 has no optimizer\.pt: go on from another checkpoint"):
         run.trainer.train(resume_from_checkpoint=str(newest))
+
+
+DAMAGED = {
+    "a bad line": ("metrics.jsonl", b'{"step": 1\n{"step": "x"}\n', "lines that cannot be read"),
+    "zeros": ("metrics.jsonl", bytes(512) + b"\n", "lines that cannot be read"),
+    "bad UTF-8": ("metrics.jsonl", b"\xff\xfe\n", "lines that cannot be read"),
+    "summary": ("summary.json", b"{", "summary.json is damaged"),
+    "stray": ("rollouts/step-x.parquet", b"x", ""),
+    "bad step": ("first_bad_step.json", b"[", ""),
+    "poise.json": ("checkpoints/checkpoint-4/poise.json", b"{}", "has another poise.json"),
+    "checksums": ("checkpoints/checkpoint-4/checksums.sha256", b"", "has another checksums.sha256"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_side_file_is_a_sentence_and_the_run_can_go_on(stopped, damage, caplog):
+    name, content, sentence = DAMAGED[damage]
+    path = stopped / name
+    path.write_bytes((path.read_bytes() if name == "metrics.jsonl" else b"") + content)
+    run = TrainingRun(run_settings(SETTINGS), RunDirectory(stopped))
+    assert run.checkpoint.name == ("checkpoint-2" if "checkpoint" in name else "checkpoint-4")
+    run.directory.cut_back(4)
+    assert sentence in caplog.text
+    assert [line["step"] for line in run.directory.read_metrics()] == [0, 1, 2, 3, 4]
+    assert run.directory.read_summary() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("config.yaml", b"a: [", r"config\.yaml is damaged: put back"),
+        ("config.yaml", b"\xff\xfe", r"config\.yaml is damaged: put back"),
+        ("config.yaml", b"- 1", r"config\.yaml is damaged: put back"),
+    ],
+)
+def test_damaged_settings_are_refused_in_a_sentence(stopped, name, content, sentence):
+    (stopped / name).write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        TrainingRun(run_settings(SETTINGS), RunDirectory(stopped))
+
+
+def test_a_checkpoint_without_its_baseline_or_under_another_name_is_passed_over(stopped, caplog):
+    newest = stopped / "checkpoints" / "checkpoint-4"
+    newest.rename(newest.with_name("checkpoint-9"))
+    assert newest_whole_checkpoint(stopped / "checkpoints").name == "checkpoint-2"
+    assert "was made after step 4: it was renamed: it is passed over" in caplog.text
+    newest.with_name("checkpoint-9").rename(newest)
+    for name in (checksums.NAME, "poise.json"):
+        (newest / name).unlink()
+    assert newest_whole_checkpoint(stopped / "checkpoints").name == "checkpoint-2"
+    for name in ("poise.safetensors", "run.json"):
+        (newest / name).unlink()
+    with pytest.raises(CheckpointError, match=r"has no run\.json: it is none of `poise train`"):
+        TrainingRun(run_settings(SETTINGS), RunDirectory(stopped))
+
+
+def test_states_that_do_not_load_safely_are_one_sentence(stopped):
+    newest = stopped / "checkpoints" / "checkpoint-4"
+    for name in ("optimizer.pt", "rng_state.pth"):
+        good = (newest / name).read_bytes()
+        torch.save({"state": Killed()}, newest / name)
+        checksums.write_checksums(newest)
+        run = TrainingRun(run_settings(SETTINGS), RunDirectory(stopped))
+        with pytest.raises(CheckpointError, match=r"states of .*checkpoint-4 cannot be loaded safely"):
+            run.train()
+        (newest / name).write_bytes(good)
 
 
 # Disks that are full, and folders that cannot be written to.

@@ -14,8 +14,20 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-console = Console(highlight=False)
+from poise.storage.shown_text import spelled_out
+
+
+class PlainConsole(Console):
+    """A console to which text is text: no markup, no emoji, no escape sequences of whoever wrote it."""
+
+    def render_str(self, text: str, **named: Any) -> Text:
+        """A string, or a cell of a table, as it stands there."""
+        return super().render_str(spelled_out(text), **(named | {"markup": False, "emoji": False}))
+
+
+console = PlainConsole(highlight=False, markup=False, emoji=False)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from typer.core import TyperCommand
 from poise.cli.given_settings import config_file, extra_options
 from poise.cli.terminal import clock, console, print_note, quiet_hosts, stop_on_interrupt
 from poise.cli.train_progress import shown_progress
+from poise.storage.shown_text import spelled_out
 
 if TYPE_CHECKING:
     from poise.storage.run_directory import RunDirectory
@@ -140,7 +142,7 @@ def train(
 
 def said(trouble: object, *, code: int, then: str | None = None) -> typer.Exit:
     """Print what went wrong, in one sentence, and what to do then; the exit to raise."""
-    typer.echo(f"poise train: {trouble}", err=True)
+    typer.echo(spelled_out(f"poise train: {trouble}"), err=True)
     if then:
         typer.echo(then, err=True)
     return typer.Exit(code)
@@ -156,7 +158,7 @@ def is_about_the_disk(error: OSError) -> bool:
 
 def command_to_go_on(path: Path) -> str:
     """The command that goes on with the run in a folder."""
-    return f"to go on: poise train --config {path}/config.yaml"
+    return f"to go on: poise train --config {shlex.quote(f'{path}/config.yaml')}"
 
 
 def announced_run(
@@ -180,7 +182,8 @@ def announced_run(
             "script with a PoiseTrainer"
         )
     settings = run_settings(of_file, of_line)
-    resolved = settings.resolved(settings.poise_config(output))  # contradictions are found before a folder is made
+    built = settings.poise_config(output)  # contradictions are found before a folder is made
+    resolved = settings.resolved(built)
     directory = run_folder(settings, resolved, config=config, output=output, name=name)
     done = directory.is_done and directory.read_summary()["steps"] >= settings.steps
     shown = settings.families or ["all families" if settings.task == "embedded" else settings.task]
@@ -203,12 +206,9 @@ def announced_run(
         )
         return None
     console.print(f"results go to {directory.path}", soft_wrap=True, markup=False)
-    try:
-        run = TrainingRun(settings, directory)
-    except (ValueError, OSError):
-        directory.discard_if_unused()  # a run that cannot start leaves no folder
-        raise
-    console.print(run.graded_task.what_is_measured, soft_wrap=True, markup=False)
+    run = TrainingRun(settings, directory, built)
+    if not run.is_done:  # another process may have finished it meanwhile
+        console.print(run.graded_task.what_is_measured, soft_wrap=True, markup=False)
     if run.checkpoint:
         console.print(f"goes on from {run.checkpoint.name}", markup=False)
     return run
@@ -230,23 +230,12 @@ def run_folder(
         if config.name == own.config.name and own.metrics.is_file() and made_longer(own, resolved):
             own.write_config(resolved)
         if config.name == own.config.name and own.metrics.is_file() and not own.differences(resolved):
-            own.take(resolved)
             return own
     task = re.sub(r"\W+", "-", settings.task.removeprefix("reasoning-gym:").partition("?")[0]).strip("-")[-40:]
     task = "-".join(settings.families or [task])
-    if name is None:
-        name, number = f"{datetime.now():%Y%m%d-%H%M%S}-{task}", 1
-        while True:  # two runs may begin in one second
-            try:
-                (output / (name if number == 1 else f"{name}-{number}")).mkdir(parents=True)
-                break
-            except FileExistsError:
-                number += 1
-        name = name if number == 1 else f"{name}-{number}"
-    directory = RunDirectory(output / name)
+    directory = RunDirectory.new(output, name or f"{datetime.now():%Y%m%d-%H%M%S}-{task}", numbered=name is None)
     if directory.config.is_file() and made_longer(directory, resolved):
         directory.write_config(resolved)
-    directory.take(resolved)
     return directory
 
 
@@ -283,8 +272,8 @@ def print_summary(summary: Mapping[str, Any], path: Path) -> None:
         f"{clock(summary['seconds'])} minutes",
         f"look at {path}/report.html; other files: summary.json, metrics.jsonl, learning_curve.png, rollouts/, "
         "checkpoints/",
-        command_to_go_on(path) if early else f"next: poise eval {path}",
-        f"again: poise train --config {path}/config.yaml --name NAME",
+        command_to_go_on(path) if early else f"next: poise eval {shlex.quote(str(path))}",
+        f"again: poise train --config {shlex.quote(f'{path}/config.yaml')} --name NAME",
         sep="\n",
         soft_wrap=True,
     )

@@ -15,7 +15,7 @@ from poise.diagnostics.pairs import PairScoreboard
 from poise.probe.evidence import EVIDENCE_SETS
 from poise.report.calibration import Calibration, calibration
 from poise.report.charts import Series, line_chart, strip_chart
-from poise.report.learning_curve import running_means
+from poise.report.learning_curve import running_means, standard_error
 from poise.report.rollout_files import Rollout
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -63,8 +63,7 @@ def reward_figure(metrics: Metrics) -> Figure:
     held_out = [line for line in metrics if line.get("held_out/accuracy") is not None]
     points = [(float(line["step"]), float(line["held_out/accuracy"])) for line in held_out]
     reaches = [
-        1.96 * (p * (1 - p) / line["held_out/prompts"]) ** 0.5 if line.get("held_out/prompts") else 0.0
-        for line, (_, p) in zip(held_out, points, strict=True)
+        1.96 * standard_error(p, line.get("held_out/prompts")) for line, (_, p) in zip(held_out, points, strict=True)
     ]
     smooth = list(zip((x for x, _ in rewards), running_means([y for _, y in rewards]), strict=True))
     chart = line_chart(

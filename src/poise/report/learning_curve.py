@@ -35,7 +35,7 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]], *, title: str = "") -> 
         axes.plot(steps, running_means(each), color=GREY, linewidth=1.8, label="reward in training (running mean)")
     if held_out:
         steps, each, counts = zip(*held_out, strict=True)
-        errors = [(p * (1 - p) / n) ** 0.5 if n else 0.0 for p, n in zip(each, counts, strict=True)]
+        errors = [standard_error(p, n) for p, n in zip(each, counts, strict=True)]
         axes.errorbar(
             steps,
             each,
@@ -73,6 +73,11 @@ def running_means(numbers: Sequence[float], *, memory: float = 0.75) -> list[flo
         total, weight = memory * total + number, memory * weight + 1
         means.append(total / weight)
     return means
+
+
+def standard_error(mean: float, num: float | None) -> float:
+    """Of a mean of that many verdicts; 0 where there is none, or where the mean is no share."""
+    return (mean * (1 - mean) / num) ** 0.5 if num and 0 <= mean <= 1 else 0.0
 
 
 def write_learning_curve(directory: RunDirectory) -> None:

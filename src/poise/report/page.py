@@ -4,9 +4,7 @@ The rule: the page stands alone. It loads nothing, runs nothing, and shows what 
 leave behind is said where it would stand.
 """
 
-import json
 import math
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,8 +24,10 @@ from poise.report.figures import (
     value_calibration,
     value_figures,
 )
+from poise.report.learning_curve import standard_error
 from poise.report.rollout_files import pair_choices, read_rollouts
-from poise.storage.run_directory import RunDirectory
+from poise.storage.run_directory import RunDirectory, readable_lines
+from poise.storage.shown_text import spelled_out
 from poise.storage.whole_files import write_whole
 
 LONGEST_TEXT = 4000
@@ -54,9 +54,12 @@ def write_report(directory: RunDirectory, path: Path | None = None) -> Path:
 
 def report_page(directory: RunDirectory) -> str:
     """The page of a run as HTML."""
-    metrics = directory.read_metrics()
-    summary = _json(directory.summary)
+    metrics, broken = readable_lines(directory.metrics)
+    summary = directory.read_summary()
     batches, notes = read_rollouts(directory)
+    metrics = [plain_line(line) for line in metrics]
+    if broken:
+        notes.append(f"{broken} lines of metrics.jsonl cannot be read, and are left out.")
     if not summary:
         notes.insert(0, "There is no summary.json: the run is still going, or it ended before its last step.")
     elif summary.get("stopped_early"):
@@ -75,7 +78,7 @@ def report_page(directory: RunDirectory) -> str:
     page = environment.get_template("page.html.jinja").render(
         name=directory.path.name,
         notes=notes,
-        config=directory.config.read_text(encoding="utf-8") if directory.config.is_file() else None,
+        config=directory.config.read_text(encoding="utf-8", errors="replace") if directory.config.is_file() else None,
         versions=summary.get("versions") or {},
         tiles=tiles(metrics, summary),
         by_domain=domains_before_and_after(metrics),
@@ -95,6 +98,12 @@ def report_page(directory: RunDirectory) -> str:
 # Texts and numbers.
 
 
+def plain_line(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics with numbers alone, but for the evidence in charge: whatever else stands there is no metric."""
+    kept = {key: number for key, number in line.items() if type(number) in (int, float) and math.isfinite(number)}
+    return kept | {"in_charge": line["in_charge"]} if isinstance(line.get("in_charge"), dict) else kept
+
+
 def shown_text(text: str | None) -> str:
     """A text as it can be put on a page: the middle of a long one is left out, its marks are spelled out."""
     text = text or ""
@@ -102,16 +111,6 @@ def shown_text(text: str | None) -> str:
         half = LONGEST_TEXT // 2
         text = f"{text[:half]}\n[… {len(text) - 2 * half} characters left out …]\n{text[-half:]}"
     return spelled_out(text)
-
-
-def spelled_out(text: str) -> str:
-    """A text with control and direction marks written as \\u1234: nothing in it is invisible or turned around."""
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
-        else f"\\u{ord(character):04x}"
-        for character in text
-    )
 
 
 def shown_number(number: float | None, digits: int = 3) -> str:
@@ -124,15 +123,6 @@ def shown_signed(number: float | None, digits: int = 3) -> str:
     return "–" if number is None or not math.isfinite(number) else f"{number:+.{digits}f}".replace("-", "−")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A file of JSON; empty where it is missing or broken."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def tiles(metrics: Metrics, summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The numbers at the top: name, number, and what it is."""
     held_out = [line for line in metrics if line.get("held_out/accuracy") is not None]
@@ -140,7 +130,7 @@ def tiles(metrics: Metrics, summary: Mapping[str, Any]) -> list[tuple[str, str, 
     if held_out:
         first, last = held_out[0], held_out[-1]
         errors = [
-            (p * (1 - p) / n) ** 0.5 if n else 0.0
+            standard_error(p, n)
             for p, n in ((line["held_out/accuracy"], line.get("held_out/prompts")) for line in (first, last))
         ]
         change = last["held_out/accuracy"] - first["held_out/accuracy"]

@@ -1,14 +1,15 @@
-"""What is a training run? A policy, a task, a trainer, held-out accuracy before, during and after, and a run directory.
+"""One training run: a policy, a task, a trainer, held-out accuracy before, during and after, and a run directory.
 
-The rule: a run that is stopped early ends as one that was short, and one that is started again, with the same settings
-in the same folder, goes on from its newest whole checkpoint and ends as if it had never been stopped.
+A run that is stopped early ends as one that was short, and one that is started again, with the same settings in the
+same folder, goes on from its newest whole checkpoint and ends as if it had never been stopped. Its folder is locked
+before anything in it is looked at.
 """
 
 import logging
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,18 +52,37 @@ class TrainingRun:
             the task or the model does not have.
         FileExistsError: If the directory holds something else.
         FileNotFoundError: If the file of a task is not there.
+        BlockingIOError: If another process is training in the directory.
     """
 
-    def __init__(self, settings: RunSettings, directory: RunDirectory) -> None:
+    def __init__(self, settings: RunSettings, directory: RunDirectory, config: PoiseConfig | None = None) -> None:
         self.settings, self.directory = settings, directory
         self._created = time.monotonic()
-        config = settings.poise_config(directory.checkpoints)
-        directory.take(settings.resolved(config))
-        tokenizer, self.graded_task = tokenizer_and_task(settings, config, ungradable=directory.ungradable)
+        self.config = settings.poise_config(directory.checkpoints) if config is None else config
+        self.config.output_dir = str(directory.checkpoints)
+        self.checkpoint: Path | None = None
+        with ExitStack() as stack:
+            stack.enter_context(directory.held())
+            try:
+                directory.take(settings.resolved(self.config))
+                self.is_done = directory.is_done and directory.read_summary()["steps"] >= settings.steps
+                if not self.is_done:
+                    self._load()
+            except (ValueError, OSError):
+                directory.discard_if_unused()  # a run that cannot start leaves no folder
+                raise
+            self._hold = stack.pop_all()
+
+    def _load(self) -> None:
+        directory = self.directory
+        tokenizer, self.graded_task = tokenizer_and_task(self.settings, self.config, ungradable=directory.ungradable)
         self.graded_task.check_gold_answers()
-        self.trainer = policy_trainer(settings, config, tokenizer, self.graded_task)
+        self.trainer = policy_trainer(self.settings, self.config, tokenizer, self.graded_task)
         check_trainable(self.trainer.model)
         self.checkpoint = newest_whole_checkpoint(directory.checkpoints)
+        self._beside = read_beside(self.checkpoint) if self.checkpoint else {}
+        if self.checkpoint is None and directory.metrics.stat().st_size:
+            logger.warning("%s has no whole checkpoint to go on from: the run starts over", directory.checkpoints)
 
     def train(self, *, watch: Watch = lambda progress: None, stop: Stop = lambda: False) -> dict[str, Any]:
         """Train the policy and leave all of the run in its directory.
@@ -73,16 +93,15 @@ class TrainingRun:
                 all sampled rollouts are trained on: its checkpoint is one that it can go on from exactly.
 
         Returns:
-            What is written to `summary.json`.
+            What is written to `summary.json`; of a run that is done, what stands there.
 
         Raises:
             CheckpointError: If the checkpoint is of another model, or not whole.
-            BlockingIOError: If another process is training in the directory.
             OSError: If something cannot be written; the last checkpoint is whole.
             FloatingPointError: If many steps in a row had numbers that are not finite.
         """
-        with self.directory.held():
-            return self._train(watch, stop)
+        with self._hold:
+            return self.directory.read_summary() if self.is_done else self._train(watch, stop)
 
     def _train(self, watch: Watch, stop: Stop) -> dict[str, Any]:
         progress = Progress(steps=self.settings.steps)
@@ -99,7 +118,7 @@ class TrainingRun:
         self.directory.cut_back(checkpoint_step(self.checkpoint) if self.checkpoint else -1)
         with torch_threads(self.settings.torch_threads), closing(self.graded_task):
             if self.checkpoint:
-                recorder.restore(read_beside(self.checkpoint))
+                recorder.restore(self._beside)
             else:
                 recorder.measure_before()
             if progress.step < progress.steps:

@@ -27,6 +27,7 @@ from trl import GRPOTrainer
 import poise
 from poise.models.named import check_trainable
 from poise.storage import checksums
+from poise.storage.whole_files import sync, sync_all
 
 logger = logging.getLogger(__name__)
 
@@ -116,11 +117,17 @@ class CheckpointedTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """What the host restores, and the order of prompts of the epoch that the checkpoint was made in."""
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with loading_explained(checkpoint, "optimizer and scheduler states"):
+            super()._load_optimizer_and_scheduler(checkpoint)
         generator = getattr(self._train_sampler, "generator", None)
         if checkpoint is not None and generator is not None:
             for _ in range(int(self.state.epoch or 0)):
                 torch.randperm(self._train_sampler.num_samples, generator=generator)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The host's random states."""
+        with loading_explained(checkpoint, "random states"):
+            super()._load_rng_state(checkpoint)
 
     # Saving.
 
@@ -158,6 +165,7 @@ class CheckpointedTrainer(GRPOTrainer):  # type: ignore[misc]
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 checksums.write_checksums(aside / name)
+                sync_all(aside / name)
                 if aside != folder:
                     self._rename(aside, folder, name)
         self.accelerator.wait_for_everyone()
@@ -166,6 +174,7 @@ class CheckpointedTrainer(GRPOTrainer):  # type: ignore[misc]
         if (folder / name).exists():  # of an earlier run in the same folder
             (folder / name).rename(aside / "replaced")
         (aside / name).rename(folder / name)
+        sync(folder)
         shutil.rmtree(aside)
         rotate_checkpoints(
             output_dir=str(folder),
@@ -173,6 +182,19 @@ class CheckpointedTrainer(GRPOTrainer):  # type: ignore[misc]
             best_model_checkpoint=self.state.best_model_checkpoint,
             use_mtime=True,
         )
+
+
+@contextmanager
+def loading_explained(checkpoint: str | None, what: str) -> Iterator[None]:
+    """Say in one sentence that states cannot be loaded; hosts raise many kinds of errors there."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise CheckpointError(
+            f"the {what} of {checkpoint} cannot be loaded safely ({type(error).__name__}: {reason:.200}): "
+            "go on from another checkpoint"
+        ) from error
 
 
 @contextmanager
@@ -223,11 +245,22 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
     if not checkpoint.is_dir():
         return "is no folder"
     of_trl = (checkpoint / TRAINER_STATE_NAME).is_file() and not (checkpoint / checksums.NAME).exists()
-    return None if of_trl and not is_of_poise(checkpoint) else checksums.fault(checkpoint)
+    if of_trl and not any((checkpoint / name).exists() for name in (*BASELINE_FILES, BESIDE)):
+        return None
+    return checksums.fault(checkpoint) or _name_fault(checkpoint)
+
+
+def _name_fault(checkpoint: Path) -> str | None:
+    """Whether the folder has another step in its name than it was made after."""
+    step = json.loads((checkpoint / TRAINER_STATE_NAME).read_text()).get("global_step")
+    named = checkpoint.name.rpartition("-")[2]
+    return None if not named.isdecimal() or int(named) == step else f"was made after step {step}: it was renamed"
 
 
 def read_beside(checkpoint: Path) -> dict[str, Any]:
     """What `CheckpointedTrainer.saved_beside` gave when the checkpoint was made."""
+    if not (checkpoint / BESIDE).is_file():
+        raise CheckpointError(f"{checkpoint} has no {BESIDE}: it is none of `poise train`, and is to be moved away")
     beside: dict[str, Any] = json.loads((checkpoint / BESIDE).read_text())
     return beside
 
