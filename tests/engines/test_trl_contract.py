@@ -1,119 +1,118 @@
-"""The seams of TRL that `poise.engines.trl` is sewn to: each failure says which one an upgrade has opened."""
+"""The contract with TRL: it holds of the release that is installed, and each way of breaking it is one sentence."""
 
 import inspect
-import re
+import time
+from typing import Any
 
 import pytest
+import torch
+from recording import HOST_CHATTER
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
 
 from poise.engines import trl as engine
-from poise.engines.trl import PoiseTrainer, untested_release_warning
+from poise.engines.trl import PoiseTrainer, contract
 from poise.engines.trl.checkpoints import CheckpointedTrainer
 
-METHODS = {
-    "_get_per_token_logps_and_entropies": ["self", "model", "input_ids", "attention_mask", "logits_to_keep"],
-    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
-    "_generate_and_score_completions": ["self", "inputs"],
-    "compute_loss": ["self", "model", "inputs"],
-    "_get_train_sampler": ["self", "dataset"],
-    "train": ["self", "resume_from_checkpoint"],
-    "_save_checkpoint": ["self", "model", "trial"],
-    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
-    "_get_output_dir": ["self", "trial"],
-}
+pytestmark = HOST_CHATTER
 
 
-def source(name: str) -> str:
-    return inspect.getsource(getattr(GRPOTrainer, name))
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_method_has_the_arguments_that_are_passed_on(name):
-    method = getattr(GRPOTrainer, name, None)
-    assert method is not None, f"GRPOTrainer no longer has {name}, which PoiseTrainer overrides or calls"
-    found = list(inspect.signature(method).parameters)[: len(METHODS[name])]
-    assert found == METHODS[name], f"GRPOTrainer.{name} now starts with {found}, PoiseTrainer passes {METHODS[name]}"
-
-
-@pytest.mark.parametrize("name", ["batch_size", "compute_entropy"])
-def test_log_prob_pass_takes_options_by_keyword(name):
-    parameters = inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters
-    assert name in parameters, f"_get_per_token_logps_and_entropies no longer takes {name}=, which PoiseTrainer sets"
+def test_it_holds_of_the_installed_release_and_is_checked_fast():
+    contract.check()
+    began = time.process_time()
+    assert list(contract.differences()) == []
+    assert time.process_time() - began < 0.2
+    assert "keeps the contract" in contract.report()
 
 
 def test_overridden_methods_are_those_under_contract():
-    parts = (PoiseTrainer, CheckpointedTrainer)
-    own = {name for part in parts for name, member in vars(part).items() if inspect.isfunction(member)}
-    overridden = {name for name in own if hasattr(GRPOTrainer, name)} - {"__init__"}
-    assert overridden == set(METHODS)
+    own = {name for part in (PoiseTrainer, CheckpointedTrainer) for name, each in vars(part).items() if callable(each)}
+    assert {name for name in own if hasattr(GRPOTrainer, name)} - {"__init__"} == set(contract.METHODS)
 
 
-SCORE = "_generate_and_score_completions"
-PASS = "_get_per_token_logps_and_entropies"
-SEAMS = [
-    (SCORE, r'"advantages": advantages', "returns its advantages by that key"),
-    (SCORE, r'output\["old_per_token_logps"\] = old_per_token_logps', "returns the very tensor that the pass gave"),
-    (SCORE, r'self\._logs\["advantages"\]\.extend', "keeps advantages for its tables in `_logs`"),
-    (SCORE, r'self\._logs\["completion"\]\.extend\(gather_object', "keeps the completions of all processes in `_logs`"),
-    (SCORE, r'self\._logs\["prompt"\]\.extend\(gather_object', "keeps the prompts of all processes in `_logs`"),
-    (SCORE, r"self\.accelerator\.process_index \* len\(prompts\)", "gives each process consecutive rows"),
-    (SCORE, r"gradient_accumulation_steps % generate_every != 0", "skips the behaviour pass on the known condition"),
-    ("_calculate_rewards", r"gather\(rewards_per_func\)", "gathers the rewards over processes"),
-    (PASS, r"return logps, entropies", "returns log-probabilities, then entropies"),
-    ("_prepare_inputs", r'"train" if self\.model\.training', "tells training from evaluation by `model.training`"),
-    ("__init__", r'outputs=\("log_probs", "entropy"\)', "computes entropies in every pass, where they cost nothing"),
-]
+def renamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda self, rows, prompts: None)
 
 
-@pytest.mark.parametrize(("name", "pattern", "what"), SEAMS)
-def test_source_of_trl_still_does_what_is_relied_on(name, pattern, what):
-    assert re.search(pattern, source(name)), f"GRPOTrainer.{name} no longer {what}"
+def gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(GRPOTrainer, "_generate")
 
 
-def test_checkpoint_hooks_are_called_by_the_host():
-    assert "self._load_optimizer_and_scheduler(" in inspect.getsource(Trainer), "Trainer no longer restores by method"
-    assert "self._save_checkpoint(" in inspect.getsource(Trainer), "Trainer no longer saves by method"
+def without_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(GRPOConfig.__dataclass_fields__, "scale_rewards")
 
 
-def test_checkpoints_are_written_where_the_host_is_told():
-    saving = inspect.getsource(Trainer._save_checkpoint)
-    assert "run_dir = self._get_output_dir(trial=trial)" in saving, "Trainer no longer asks where checkpoints go"
-    assert "rotate_checkpoints(" in saving, "Trainer no longer deletes old checkpoints when it saves"
-    assert {"output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime"} <= set(
-        inspect.signature(rotate_checkpoints).parameters
-    ), "transformers.trainer_utils.rotate_checkpoints takes other arguments now"
+def scattered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "RepeatSampler", lambda data, **options: [0, 1, 0, 1, 2, 3, 2, 3])
 
 
-def test_gradient_checkpointing_can_be_switched_off():
-    assert list(inspect.signature(disable_gradient_checkpointing).parameters)[:2] == [
-        "model",
-        "gradient_checkpointing_kwargs",
-    ], "trl.models.utils.disable_gradient_checkpointing takes other arguments now"
+def unaligned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "shuffle_sequence_dict", lambda rows: rows | {"first": rows["first"].flip(0)})
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("broken", "sentence"),
     [
-        "mask_truncated_completions",
-        "multi_objective_aggregation",
-        "num_iterations",
-        "scale_rewards",
-        "steps_per_generation",
-        "vllm_importance_sampling_correction",
+        (renamed, r"changed GRPOTrainer._calculate_rewards, .* now \(self, rows, prompts\): this poise is made for"),
+        (gone, "changed GRPOTrainer._generate, which takes .* is now gone"),
+        (without_option, "no longer has the option scale_rewards"),
+        (scattered, "RepeatSampler, which lays the rollouts of a prompt side by side"),
+        (unaligned, "keep a column that was added in the order of the rows"),
     ],
 )
-def test_option_that_is_read_exists(name):
-    assert name in GRPOConfig.__dataclass_fields__, f"GRPOConfig no longer has {name}, which PoiseConfig reads"
+def test_a_difference_is_one_sentence(monkeypatch, broken, sentence):
+    broken(monkeypatch)
+    with pytest.raises(contract.ContractError, match=sentence) as raised:
+        contract.check()
+    assert "\n" not in str(raised.value)
+    assert str(raised.value) in contract.report()
 
 
-def test_untested_releases_are_met_with_a_sentence():
-    assert untested_release_warning("1.15.2") is None
-    assert untested_release_warning("1.16.0") is None
-    for release in ("1.14.3", "1.17.0", "2.0.0"):
-        assert f"found trl {release}" in (untested_release_warning(release) or "")
+@pytest.mark.parametrize(
+    "generated",
+    [([[1]], [[2]]), ([[1]], [[2], [3]], None), ([[1]], [[2]], [[1, 0]]), [[[1]], [[2]], None]],
+)
+def test_other_completions_are_one_sentence(generated):
+    with pytest.raises(contract.ContractError, match=r"changed GRPOTrainer\._generate, which gives"):
+        contract.check_generated(generated, rows=1)
+
+
+def test_a_batch_without_advantages_is_one_sentence(build, monkeypatch):
+    scoring = GRPOTrainer._generate_and_score_completions
+
+    def other(self: Any, inputs: Any) -> dict[str, Any]:
+        return {name: part for name, part in scoring(self, inputs).items() if name != "advantages"}
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", other)
+    with pytest.raises(contract.ContractError, match="_generate_and_score_completions, which gave advantages"):
+        build().train()
+
+
+def test_checkpoint_hooks_are_called_by_the_host(build):
+    calls = []
+
+    class Watched(CheckpointedTrainer):
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            calls.append("save")
+
+        def _get_train_sampler(self, *positional: Any, **named: Any) -> Any:
+            calls.append("sampler")
+            return super()._get_train_sampler(*positional, **named)
+
+    trainer = build(save_strategy="steps", save_steps=2)
+    trainer.__class__ = type("Both", (Watched, type(trainer)), {})
+    trainer.train()
+    assert {"save", "sampler"} <= set(calls)
+    assert inspect.signature(Trainer._load_optimizer_and_scheduler).parameters.keys() == {"self", "checkpoint"}
+
+
+def test_entropies_cost_nothing_and_stand_beside_log_probs(build):
+    trainer = build()
+    ids = torch.randint(3, 12, (2, 6))
+    outputs = trainer._get_per_token_logps_and_entropies(
+        trainer.model, ids, torch.ones_like(ids), 3, batch_size=1, compute_entropy=True
+    )
+    assert [tuple(each.shape) for each in outputs[:2]] == [(2, 3), (2, 3)]
 
 
 def test_public_names_are_exact():

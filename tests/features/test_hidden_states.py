@@ -4,11 +4,18 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 
 from poise.features.hidden_states import capture_hidden_states, decoder_blocks, last_true_columns
 from poise.features.rollout_features import reasoning_mask, require_bool, token_entropies
@@ -427,9 +434,11 @@ def test_features_made_in_inference_mode_can_be_used_outside(tiny_model, batch):
     assert_close(weight.grad, features.prompt.sum(dim=0))
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "mpt"])
 def test_other_architectures_are_read_alike(batch, architecture):
-    if architecture == "gpt2":
+    if architecture == "mpt":
+        model = MptForCausalLM(MptConfig(vocab_size=64, d_model=32, n_layers=3, n_heads=4, max_seq_len=64)).eval()
+    elif architecture == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=64)).eval()
     else:
         config = GPTNeoXConfig(
@@ -439,6 +448,19 @@ def test_other_architectures_are_read_alike(batch, architecture):
     features = captured(model, batch, layers=[1])
     oracle = pooled_by_loop(states_before_final_norm(model, batch)[1], batch.reasoning, 3)
     assert_close(features.completion, oracle, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig])
+def test_virtual_tokens_are_no_part_of_a_row(tiny_model, batch, kind):
+    torch.manual_seed(0)
+    adapter = kind(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = get_peft_model(copy.deepcopy(tiny_model), adapter).eval()
+    inputs = {name: each for name, each in batch.inputs().items() if name != "position_ids"}
+    with capture_hidden_states(model, *batch.masks(), layers=[1], pool_tokens=3) as capture:
+        model(**inputs)
+    with torch.no_grad():
+        states = model(**inputs, output_hidden_states=True).hidden_states[2][:, -batch.ids.shape[1] :]
+    assert_close(capture.features(batch.entropies).completion, pooled_by_loop(states, batch.completion, 3))
 
 
 class StubModel(nn.Module):

@@ -1,4 +1,4 @@
-"""Which rollouts of a minibatch is the policy updated on, if it is not to be updated on all of them?
+"""Rollouts of a minibatch that the policy is updated on, where it is not updated on all of them.
 
 With a good baseline most advantages are small, and a small advantage takes as long to backpropagate as a large one. So
 rollouts are drawn by the size of their gradients, and what is drawn counts for what is not:

@@ -1,4 +1,4 @@
-"""Hidden states: read the policy's own states in a forward pass that training makes anyway.
+"""Hidden states of the policy, read in a forward pass that training makes anyway.
 
 Hooks on a few decoder blocks pool inside the hook: the few tokens that count are gathered by index and averaged in
 float32, so only (rows, width) is ever kept. One hook on the decoder itself counts the micro-batches; what a block does
@@ -69,6 +69,7 @@ def capture_hidden_states(
         num_layers=len(layers),
         pool_tokens=pool_tokens,
         row_lengths=row_lengths,
+        virtual_tokens=virtual_tokens(model),
     )
     hooks = [
         decoder.register_forward_pre_hook(lambda module, args: capture.open_pass()),
@@ -97,6 +98,7 @@ class HiddenStateCapture:
         num_layers: int,
         pool_tokens: int,
         row_lengths: Int[Tensor, "rows"] | Sequence[int] | None = None,
+        virtual_tokens: int = 0,
     ) -> None:
         masks = {"prompt_mask": prompt_mask, "completion_mask": completion_mask, "reasoning_mask": reasoning_mask}
         for name, mask in masks.items():
@@ -119,6 +121,7 @@ class HiddenStateCapture:
         self._num_rows, self._num_columns = prompt_mask.shape
         self._num_layers = num_layers
         self._packed = row_lengths is not None
+        self._virtual_tokens = 0 if self._packed else virtual_tokens
         if row_lengths is None:
             lengths = [self._num_columns] * self._num_rows
         else:
@@ -210,6 +213,8 @@ class HiddenStateCapture:
         hidden = hidden.detach()
         if hasattr(hidden, "full_tensor"):  # a DTensor of tensor parallelism
             hidden = hidden.full_tensor()
+        if hidden.ndim == 3:
+            hidden = hidden[:, self._virtual_tokens :]
         first, last = self._rows_seen, self._last_row(hidden)
         starts = torch.tensor(self._row_starts[first:last]) - self._row_starts[first]
         columns = self._columns[first:last].to(hidden.device)
@@ -291,27 +296,42 @@ def decoder_blocks(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
     """Find the decoder of a causal language model and the list of its blocks.
 
     Wrappers are looked through: `.module` (DDP), PEFT's `get_base_model`. The decoder is `get_decoder()` or the usual
-    attributes `model`, `transformer` and `gpt_neox`; its blocks are `layers` or `h`.
+    attributes `model`, `transformer` and `gpt_neox`; its blocks are `layers`, `h` or `blocks`.
 
     Raises:
         TypeError: If there is no such list.
     """
-    bare = model
-    while isinstance(inner := getattr(bare, "module", None), nn.Module):
-        bare = inner
+    bare = _unwrapped(model)
     if callable(base := getattr(bare, "get_base_model", None)):
         bare = base()
     candidates = [get_decoder()] if callable(get_decoder := getattr(bare, "get_decoder", None)) else []
     candidates += [getattr(bare, name, None) for name in ("model", "transformer", "gpt_neox")] + [bare]
     for decoder in candidates:
-        for name in ("layers", "h"):
+        for name in ("layers", "h", "blocks"):
             blocks = getattr(decoder, name, None)
             if isinstance(decoder, nn.Module) and isinstance(blocks, nn.ModuleList) and len(blocks) > 0:
                 return decoder, blocks
     raise TypeError(
         f"capture_hidden_states needs a model whose decoder blocks are found by get_decoder().layers, model.layers, "
-        f"transformer.h or gpt_neox.layers; got {type(model).__name__}"
+        f"transformer.h, transformer.blocks or gpt_neox.layers; got {type(model).__name__}"
     )
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model behind wrappers that keep it in `.module`."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    return model
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """How many columns prompt tuning and its like put before every row's own."""
+    bare = _unwrapped(model)
+    if not getattr(bare, "peft_config", None):
+        return 0
+    adapter: Any = bare.active_peft_config
+    before = adapter.is_prompt_learning and str(adapter.peft_type.value) != "PREFIX_TUNING"
+    return int(adapter.num_virtual_tokens) if before else 0
 
 
 def _check_row_lengths(lengths: list[int], counted: Bool[Tensor, "rows columns"]) -> None:

@@ -1,6 +1,6 @@
-"""What does a checkpoint hold, when is it whole, and how does training go on from it?
+"""Checkpoints that hold a baseline, are whole or not there, and are continued exactly.
 
-The rule: a checkpoint is written into a folder aside, closed with the digests of its files, and only then renamed. So a
+A checkpoint is written into a folder aside, closed with the digests of its files, and only then renamed. So a
 run that is killed at any moment, or that runs out of disk, leaves the checkpoint before; and one that the disk has
 spoiled is told from a whole one before anything is read from it.
 """
@@ -25,6 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import GRPOTrainer
 
 import poise
+from poise.engines.trl.reward_scale import RewardScale
 from poise.models.named import check_trainable
 from poise.storage import checksums
 from poise.storage.whole_files import sync, sync_all
@@ -52,10 +53,12 @@ class CheckpointedTrainer(GRPOTrainer):  # type: ignore[misc]
 
     Attributes:
         baseline: The `poise.OnlineBaseline` to save; `fitted_for` says what its state is of use for.
+        reward_scale: What advantages are divided by, saved where they are.
         saved_beside: Gives plain values that a checkpoint shall hold as well, in `run.json`; None for no such file.
     """
 
     baseline: poise.OnlineBaseline
+    reward_scale: RewardScale
     saved_beside: Callable[[], Mapping[str, Any]] | None = None
     _writing_aside = False
     _train_sampler: Any = None
@@ -99,6 +102,7 @@ class CheckpointedTrainer(GRPOTrainer):  # type: ignore[misc]
         if is_of_poise(checkpoint):
             try:
                 self.baseline.restore(checkpoint, fitted_for=self.fitted_for())
+                self.reward_scale.restore(checkpoint)
             except ValueError as error:
                 raise CheckpointError(str(error)) from error
         else:
@@ -156,6 +160,8 @@ class CheckpointedTrainer(GRPOTrainer):  # type: ignore[misc]
                 self._writing_aside = False
             if self.accelerator.is_main_process:
                 self.baseline.save(aside / name, fitted_for=self.fitted_for())
+                if self.args.scale_rewards == "batch":
+                    self.reward_scale.save(aside / name)
                 if self.saved_beside is not None:
                     (aside / name / BESIDE).write_text(json.dumps(self.saved_beside()) + "\n")
             if self.state.best_model_checkpoint == str(aside / name):

@@ -1,7 +1,7 @@
-"""What a user may set: every option of TRL's `GRPOConfig`, and which baseline is read from which hidden states.
+"""Options of a run: those of TRL's `GRPOConfig`, and which baseline is read from which hidden states.
 
-The rule: the defaults are a case in which the features cost no extra forward pass and the gradient of the first
-minibatch is unbiased; an option under which a baseline would be wrong is refused with one sentence.
+The defaults are a case in which the features cost no extra forward pass and the gradient of the first minibatch is
+unbiased. An option under which a baseline would be wrong is refused with one sentence.
 """
 
 import logging
@@ -12,6 +12,7 @@ from typing import Any, ClassVar, no_type_check
 from trl import GRPOConfig
 
 import poise
+from poise.engines import options
 from poise.features.scalars import check_scalar_names
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,13 @@ LOSS_NORMALIZATION = {
     "grpo": "sequence",
     "sapo": "sequence",
 }
+
+
+class _One(int):
+    """The 1 that TRL is shown while it asks for two rollouts a prompt or more: some baselines need no sibling."""
+
+    def __lt__(self, other: int) -> bool:
+        return other > 2
 
 
 @dataclass
@@ -53,7 +61,7 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
         },
     )
     num_generations: int | None = field(
-        default=2, metadata={"help": "Rollouts per prompt. A baseline read from siblings needs 2 or more."}
+        default=2, metadata={"help": "Rollouts per prompt. A baseline read from siblings needs 2 or more, others 1."}
     )
     steps_per_generation: int | None = field(
         default=None,
@@ -69,7 +77,11 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
         },
     )
     scale_rewards: str = field(
-        default="none", metadata={"help": "Only 'none': the advantage is reward minus baseline, divided by nothing."}
+        default="none",
+        metadata={
+            "help": "'none': the advantage is reward minus baseline. 'batch': that, divided by the standard deviation "
+            "of the rewards of earlier steps."
+        },
     )
     disable_dropout: bool = field(
         default=True,
@@ -124,39 +136,41 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
         self.chose_steps_per_generation = self.steps_per_generation is None and self.generation_batch_size is None
         if self.chose_steps_per_generation:
             self.steps_per_generation = 2 * self.gradient_accumulation_steps
-        if self.num_generations is None or self.num_generations < 2:
-            raise ValueError(
-                f"TRL trains on 2 or more rollouts per prompt, and siblings are what a baseline is read from: "
-                f"num_generations must be at least 2, got {self.num_generations}"
-            )
+        rollouts = self.num_generations
+        if rollouts is None or rollouts < 2:
+            self.num_generations = _One(1)
         super().__post_init__()
-        if self.mask_truncated_completions:
+        self.num_generations = rollouts
+        needs_pass = self.needs_pass  # names an unknown preset or option
+        options.check_preset(
+            self.resolved_preset, rollouts, option="num_generations", biased_control=self.allow_biased_control
+        )
+        if self.scale_rewards not in ("none", "batch"):
             raise ValueError(
-                "mask_truncated_completions=True hides truncated completions from the forward pass that features are "
-                "read from: it must be False"
-            )
-        if self.scale_rewards != "none":
-            raise ValueError(
-                "the advantage is reward minus baseline and is never divided by a standard deviation: "
-                f"scale_rewards must be 'none', got {self.scale_rewards!r}"
+                "a group's standard deviation holds the rollout that it would divide, which biases the gradient: "
+                "scale_rewards must be 'none', or 'batch' for the spread of earlier steps, got "
+                f"{self.scale_rewards!r}"
             )
         if self.multi_objective_aggregation != "sum_then_normalize":
             raise ValueError(
-                "the reward is the weighted sum of the reward functions: multi_objective_aggregation must be "
-                f"'sum_then_normalize', got {self.multi_objective_aggregation!r}"
+                "normalising each reward divides it by its group's standard deviation, which holds the rollout itself: "
+                f"multi_objective_aggregation must be 'sum_then_normalize', got {self.multi_objective_aggregation!r}; "
+                "reward_weights say how much each reward counts"
             )
-        needs_pass = self.needs_pass  # names an unknown preset or option
         check_scalar_names(self.resolved_preset.scalars)  # one of the user's own cannot be read here
-        if self.resolved_preset.control and not self.allow_biased_control:
-            raise ValueError(
-                f"the baseline {self.preset!r} is a rollout's own value: its gradient is biased on purpose, as a "
-                "control for comparisons, and it is no baseline to train with"
-            )
         if self.loss_type not in LOSS_NORMALIZATION:
             raise ValueError(f"loss_type must be one of {sorted(LOSS_NORMALIZATION)}, got {self.loss_type!r}")
-        self._check_update_share()
-        if self.pool_tokens < 1:
-            raise ValueError(f"hidden states are pooled over 1 token or more, got pool_tokens={self.pool_tokens}")
+        options.check_update_share(
+            self.update_share,
+            normalization=self.loss_normalization,
+            loss=f"loss_type={self.loss_type!r}",
+            other_terms={
+                name: getattr(self, name)
+                for name, off in (("beta", 0), ("top_entropy_quantile", 1))
+                if getattr(self, name) != off
+            },
+        )
+        options.check_reading(self.pool_tokens, self.layers)
         if self.poise_feature_pass not in ("auto", "require_free"):
             raise ValueError(f"poise_feature_pass must be 'auto' or 'require_free', got {self.poise_feature_pass!r}")
         if self.poise_feature_pass == "require_free" and needs_pass and not self.behaviour_pass_is_made:
@@ -184,22 +198,6 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
             raise ValueError(f"layers must be a list of whole numbers such as [1, 2], got {layers!r}")
         if layers is not None and min(layers) < 0:
             raise ValueError(f"layers are counted from 0, got {layers}")
-
-    def _check_update_share(self) -> None:
-        if not 0 < self.update_share <= 1:
-            raise ValueError(f"update_share must lie above 0 and be at most 1, got {self.update_share:g}")
-        if self.update_share == 1:
-            return
-        if self.loss_normalization != "constant":
-            raise ValueError(
-                "update_share below 1 leaves the gradient unbiased only under a loss with a constant normaliser: "
-                f"loss_type must be 'dr_grpo' or 'luspo', got {self.loss_type!r}"
-            )
-        if self.beta != 0 or self.top_entropy_quantile < 1:
-            raise ValueError(
-                "update_share below 1 draws rollouts by their advantages, and a term without them would be wrong: "
-                f"beta must be 0 and top_entropy_quantile 1, got {self.beta:g} and {self.top_entropy_quantile:g}"
-            )
 
     @property
     def steps_between_generations(self) -> int:
@@ -258,17 +256,11 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
     @property
     def sources_of_bias(self) -> list[str]:
         """Why the policy gradient is not exactly unbiased even in the first minibatch; empty where it is."""
-        sources = []
-        if not self.resolved_preset.exact:
-            sources.append(f"the baseline {self.preset!r} depends on the rollout that it is subtracted from")
-        if self.loss_normalization == "token":
-            sources.append(
-                f"loss_type {self.loss_type!r} divides by a number of sampled tokens, a bias of order 1 / rollouts"
-            )
-        if self.loss_normalization == "sequence":
-            sources.append(
-                f"loss_type {self.loss_type!r} divides every completion by its own length, a bias with any baseline"
-            )
+        sources = options.sources_of_bias(
+            self.resolved_preset, self.loss_normalization, loss=f"loss_type {self.loss_type!r}"
+        )
+        if self.mask_truncated_completions:
+            sources.append("mask_truncated_completions leaves out rollouts by how they end")
         return sources
 
 

@@ -1,6 +1,6 @@
-"""What happens to a step whose numbers are not finite?
+"""Steps whose numbers are not finite, and how they are skipped.
 
-The rule: they reach neither the policy nor the baseline. The baseline does not learn from a generation batch with an
+They reach neither the policy nor the baseline. The baseline does not learn from a generation batch with an
 infinite reward, or with features or score-norm weights that are not finite; its advantages are NaN, and so is the loss
 of its steps. A step whose loss or gradient is not finite has its gradient taken away before the optimizer sees it: the
 policy, momentum and weight decay stay as they were. Such steps are counted, and the first one is explained in a file.

@@ -1,6 +1,6 @@
-"""Where poise meets TRL's training loop: a few overrides of `GRPOTrainer`, and nothing of the method.
+"""A few overrides of `GRPOTrainer` by which TRL trains on poise's advantages, and nothing of the method.
 
-The rule: features come from the pass that gave the log-probabilities TRL trains with, found by object identity, so a
+Features come from the pass that gave the log-probabilities TRL trains with, found by object identity, so a
 pass over a reference model or an adapter switched off is never taken for the sampling policy. Features, rewards and
 prompts are gathered over all processes before siblings are paired; one process fits, and all receive its advantages.
 
@@ -17,17 +17,26 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast, gather_object
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 import poise
-from poise.batch import prompt_id
+from poise.engines import options
+from poise.engines.trl import contract
 from poise.engines.trl.checkpoints import CheckpointedTrainer
 from poise.engines.trl.config import PoiseConfig
 from poise.engines.trl.finite_steps import FILE, FiniteSteps
+from poise.engines.trl.own_tokens import completion_text, prompt_key, token_masks
+from poise.engines.trl.reward_scale import RewardScale
+from poise.engines.trl.starting_checks import (
+    WholeGenerations,
+    check_adapter,
+    check_data_set,
+    doubts,
+    switch_off_dropout,
+)
 from poise.engines.trl.update_share import SIZES, drawn_minibatch, gradient_sizes
 from poise.features.hidden_states import HiddenStateCapture, capture_hidden_states, checked_layers, decoder_blocks
 from poise.features.rollout_features import (
@@ -69,11 +78,13 @@ class PoiseTrainer(CheckpointedTrainer):
 
     Raises:
         TypeError: If `args` is not a `PoiseConfig`.
-        ValueError: If tools, environments or images are asked for, or a layer the model does not have.
+        ValueError: If the model or the data cannot be trained with these options, or a layer is not in the model.
     """
 
     # Open, as a list, only while a generation batch is scored: other passes are not looked at.
     _passes: list[PolicyPass] | None = None
+    # Completions as generated, and the mask of the policy's own tokens, one list a row.
+    _generated: tuple[list[list[int]], list[list[int]] | None] | None = None
     _rewards_per_func: Tensor | None = None
     _extra_forward_said = False
     _newest_logprobs: Tensor | None = None
@@ -92,14 +103,14 @@ class PoiseTrainer(CheckpointedTrainer):
             raise TypeError(f"PoiseTrainer needs a PoiseConfig as args, got a {type(args).__name__}")
         signature = inspect.signature(GRPOTrainer.__init__)
         arguments = signature.bind(self, model, reward_funcs, args, *positional, **named).arguments
-        for name in ("tools", "environment_factory"):
-            if arguments.get(name):
-                raise ValueError(f"poise reads completions that the policy sampled whole: {name} is not supported")
-        check_data_set(arguments.get("train_dataset"), args)
+        check_data_set(
+            arguments.get("train_dataset"), args, environment=arguments.get("environment_factory") is not None
+        )
         super().__init__(model, reward_funcs, args, *positional, **named)
         self.eos_token_ids = completion_ends(self.model, self._tokenizer, args.generation_kwargs)
         if not args.use_vllm:
             self.generation_config.eos_token_id = self.eos_token_ids
+        self._look_at_model()
         self.add_callback(WholeGenerations())
         self.finite_steps = FiniteSteps(
             self.accelerator,
@@ -115,6 +126,7 @@ class PoiseTrainer(CheckpointedTrainer):
         self._needs_pass = args.needs_pass
         self._scalars = [name for name in preset.scalars if name not in MEAN_ENTROPIES]
         self._layers = self._checked_layers() if preset.needs_features else []
+        self.reward_scale = RewardScale()
         self._end_of_thinking_ids = end_of_thinking_ids(self._tokenizer, args.end_of_thinking)
         if self.accelerator.is_main_process:
             if args.sources_of_bias:
@@ -125,7 +137,30 @@ class PoiseTrainer(CheckpointedTrainer):
                     "and masked ratios"
                 )
 
-    # The pass over the rollouts: hidden states, entropies and log-probabilities.
+    def _look_at_model(self) -> None:
+        """Take randomness out of the model's passes, and say what is doubtful about its log-probabilities."""
+        model = self.accelerator.unwrap_model(self.model)
+        check_adapter(model, self.args.beta)
+        if self.args.disable_dropout:
+            for each in (model, self.ref_model):
+                if each is not None:
+                    switch_off_dropout(each)
+        for doubt in doubts(model, {} if self.args.use_vllm else self.generation_kwargs):
+            logger.warning("%s", doubt)
+
+    # The pass over the rollouts: hidden states, entropies and log-probabilities of the policy's own tokens.
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        """TRL's completions; which of their tokens the policy sampled is kept."""
+        generated = super()._generate(prompts)
+        contract.check_generated(generated, rows=len(prompts))
+        self._generated = generated[1:3]
+        return generated
+
+    def _token_masks(self, columns: int) -> tuple[Bool[Tensor, "B C"], Bool[Tensor, "B C"]]:
+        """Where the completions of the generation batch have a token, and where one of the policy's own."""
+        assert self._generated is not None
+        return token_masks(*self._generated, columns=columns, device=self.accelerator.device)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -144,7 +179,10 @@ class PoiseTrainer(CheckpointedTrainer):
             self._newest_logprobs = outputs[0]
             return outputs
         kwargs["compute_entropy"] = True  # TRL's output head has computed it in any case
-        with self._capture(input_ids, attention_mask, logits_to_keep) as capture:
+        tokens, own = self._token_masks(logits_to_keep)
+        # TRL hides truncated completions from the pass itself where it is to leave them out of the loss.
+        attention_mask = torch.cat([attention_mask[:, :-logits_to_keep], tokens.to(attention_mask)], dim=1)
+        with self._capture(input_ids, attention_mask, own) as capture:
             outputs = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
@@ -154,18 +192,17 @@ class PoiseTrainer(CheckpointedTrainer):
         return outputs
 
     def _capture(
-        self, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int
+        self, input_ids: Tensor, attention_mask: Tensor, own: Bool[Tensor, "B C"]
     ) -> AbstractContextManager[HiddenStateCapture | None]:
         """The hooks for one pass; none where the preset reads no hidden states."""
         if not self._needs_features:
             return nullcontext()
-        attended = attention_mask.bool()
-        is_completion = torch.arange(input_ids.shape[1], device=input_ids.device) >= input_ids.shape[1] - logits_to_keep
-        completion_mask = attended & is_completion
+        prompt_mask, completion_mask = attention_mask.bool(), torch.zeros_like(attention_mask, dtype=torch.bool)
+        prompt_mask[:, -own.shape[1] :], completion_mask[:, -own.shape[1] :] = False, own
         reasoning, _ = reasoning_mask(input_ids, completion_mask, end_of_thinking_ids=self._end_of_thinking_ids)
         return capture_hidden_states(
             self.accelerator.unwrap_model(self.model),
-            attended & ~is_completion,
+            prompt_mask,
             completion_mask,
             layers=self._layers,
             pool_tokens=self.args.pool_tokens,
@@ -183,20 +220,26 @@ class PoiseTrainer(CheckpointedTrainer):
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
         self._passes = []
+        whole = self.environment_factories is not None
+        keys = [prompt_key(row, whole=whole) for row in inputs]  # TRL lets `rollout_func` write into rows
         try:
             scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
-            if "tool_mask" in scored:
-                raise ValueError("poise reads completions that the policy sampled whole: env_mask is not supported")
+            contract.check_scored(scored, self._logs)
+            if self.args.update_share < 1 and "pixel_values" in scored:
+                raise ValueError("update_share below 1 cannot draw rollouts that have images: it must be 1")
             behaviour = self._behaviour_pass(scored) if self._needs_pass else None
         finally:
             self._passes = None
         needs_weights = self.baseline.preset.weighted or self.args.update_share < 1
-        weights = self._weights(behaviour, scored) if behaviour is not None and needs_weights else None
-        advantages = self._advantages(inputs, scored, behaviour, weights)
+        _, own = self._token_masks(scored["completion_ids"].shape[1])
+        weights = self._weights(behaviour, own) if behaviour is not None and needs_weights else None
+        self.see_rollouts(scored)
+        advantages = self._advantages(inputs, keys, scored, own, behaviour, weights)
         first = self.accelerator.process_index * len(inputs)
         scored["advantages"] = advantages[first : first + len(inputs)].to(scored["advantages"])
         if self.args.update_share < 1:
-            scored[SIZES] = gradient_sizes(scored["advantages"], weights)
+            in_loss = scored["completion_mask"].any(dim=1)
+            scored[SIZES] = gradient_sizes(scored["advantages"], weights) * in_loss
         shown = self._logs["advantages"]
         for _ in range(len(advantages)):
             shown.pop()
@@ -226,8 +269,12 @@ class PoiseTrainer(CheckpointedTrainer):
                 torch.cat([scored["prompt_mask"], scored["completion_mask"]], dim=1),
                 scored["completion_ids"].shape[1],
                 batch_size=self.args.per_device_train_batch_size,
+                **{name: scored[name] for name in contract.pass_inputs() if name in scored},  # pictures
             )
         return self._passes[-1]
+
+    def see_rollouts(self, scored: dict[str, Any]) -> None:
+        """Look at TRL's generation batch before its baselines are made; for subclasses."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """TRL's loss of a minibatch, or of the rollouts that are drawn to stand for it, looked at."""
@@ -246,7 +293,9 @@ class PoiseTrainer(CheckpointedTrainer):
     def _advantages(
         self,
         inputs: list[dict[str, Any]],
+        keys: list[str],
         scored: dict[str, Any],
+        own: Bool[Tensor, "B C"],
         behaviour: PolicyPass | None,
         weights: Float[Tensor, "B"] | None,
     ) -> Float[Tensor, "N"]:
@@ -255,15 +304,16 @@ class PoiseTrainer(CheckpointedTrainer):
         rewards_per_func = self._rewards_per_func
         rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1)
         rewards[rewards_per_func.isnan().all(dim=1)] = torch.nan  # no reward function could grade it
-        completion_mask = scored["completion_mask"].bool()
+        own_lengths = self.accelerator.gather(own.sum(dim=1))
+        rewards[own_lengths == 0] = torch.nan  # nothing that the policy did earned it
         features = all_weights = None
         if behaviour is not None and behaviour.features is not None:
-            features = self._gathered_features(behaviour.features)
+            features = behaviour.features.mapped(lambda part: self.accelerator.gather(part).cpu())
         if weights is not None and self.baseline.preset.weighted:
             all_weights = self.accelerator.gather(weights).cpu()
-        prompts = gather_object([prompt_id(each["prompt"]) for each in inputs])
+        prompts = gather_object(keys)
         domains = gather_object([each.get(self.args.domain_column) for each in inputs])
-        completion_lengths = self.accelerator.gather(completion_mask.sum(dim=1))
+        self._count_tokens(scored, own, own_lengths)
         advantages = torch.zeros_like(rewards)
         if self.accelerator.is_main_process:
             rewards = rewards.cpu().double()
@@ -278,19 +328,20 @@ class PoiseTrainer(CheckpointedTrainer):
                 )
                 for name, number in step.metrics.items():
                     self._metrics["train"][name].append(number)
-            ratio = scored.get("importance_sampling_ratio")
-            if ratio is not None:
-                self._metrics["train"]["poise/masked_share"].append((ratio == 0).float().mean().item())
             unknown = torch.full_like(rewards, torch.nan)  # a batch that nothing may be learned from
-            made = {
-                name: unknown if step is None else getattr(step, name) for name in ("values", "baselines", "advantages")
-            }
+            columns = ("values", "baselines", "advantages")
+            made = {name: unknown if step is None else getattr(step, name) for name in columns}
+            if self.args.scale_rewards == "batch":
+                self._metrics["train"]["poise/reward_scale"].append(self.reward_scale.divisor)
+                made["advantages"] = made["advantages"] / self.reward_scale.divisor
+                if step is not None:
+                    self.reward_scale.add(rewards)
             self.last_step = step
             self.last_rollouts = {
                 "step": self.state.global_step,
                 "prompts": prompts,
                 "completions": [completion_text(each) for each in list(self._logs["completion"])[-len(rewards) :]],
-                "completion_lengths": completion_lengths.tolist(),
+                "completion_lengths": own_lengths.tolist(),
                 "rewards": rewards.tolist(),
                 **{name: column.tolist() for name, column in made.items()},
                 "domains": domains,
@@ -300,14 +351,22 @@ class PoiseTrainer(CheckpointedTrainer):
         self._check_agreement(received)
         return received
 
-    def _weights(self, behaviour: PolicyPass, scored: dict[str, Any]) -> Float[Tensor, "B"]:
+    def _count_tokens(self, scored: dict[str, Any], own: Bool[Tensor, "B C"], lengths: Tensor) -> None:
+        """Metrics of the policy's own tokens, over all processes."""
+        if "tool_mask" in scored:
+            self._metrics["train"]["poise/no_own_tokens_share"].append((lengths == 0).float().mean().item())
+        ratio = scored.get("importance_sampling_ratio")
+        if ratio is not None:
+            masked = self.accelerator.gather(((ratio == 0) & own).sum()).sum()
+            self._metrics["train"]["poise/masked_share"].append(float(masked / lengths.sum().clamp(min=1)))
+
+    def _weights(self, behaviour: PolicyPass, own: Bool[Tensor, "B C"]) -> Float[Tensor, "B"]:
         """This process's score-norm weights; NaN where a log-probability or an entropy is not finite."""
-        completion_mask = scored["completion_mask"].bool()
-        finite = ((behaviour.logprobs.isfinite() & behaviour.entropies.isfinite()) | ~completion_mask).all(dim=1)
+        finite = ((behaviour.logprobs.isfinite() & behaviour.entropies.isfinite()) | ~own).all(dim=1)
         weights = score_norm_weights(
             behaviour.logprobs.float(),
             behaviour.entropies.float(),
-            completion_mask & finite[:, None],
+            own & finite[:, None],
             loss_normalization=self.args.loss_normalization,
         )
         return torch.where(finite, weights, torch.nan)
@@ -327,74 +386,20 @@ class PoiseTrainer(CheckpointedTrainer):
                 )
         self._batches += 1
 
-    def _gathered_features(self, features: Features) -> Features:
-        """The features of all N rollouts, in the order of the rewards."""
-        return features.mapped(lambda part: self.accelerator.gather(part).cpu())
-
     def fitted_for(self) -> dict[str, Any]:
         """What a saved baseline is of use for: another model or other features would be read as if they were these."""
-        config = self.accelerator.unwrap_model(self.model).config.get_text_config()
-        shape = {name: getattr(config, name) for name in ("model_type", "hidden_size", "num_hidden_layers")}
+        config = self.accelerator.unwrap_model(self.model).config
         if not self._needs_features:
-            return shape
-        return shape | {
-            "layers": self._layers,
-            "pool_tokens": self.args.pool_tokens,
-            "end_of_thinking": self.args.end_of_thinking,
-            "weights_divided_by_length": self.args.loss_normalization == "sequence",
-        }
-
-    # What the model and its tokenizer have, and what a baseline is of use for.
+            return options.model_shape(config)
+        return options.fitted_for(
+            config,
+            layers=self._layers,
+            pool_tokens=self.args.pool_tokens,
+            end_of_thinking=self.args.end_of_thinking,
+            normalization=self.args.loss_normalization,
+        )
 
     def _checked_layers(self) -> list[int]:
         """The decoder layers to read; by default the one at 0.6 of the depth."""
         _, blocks = decoder_blocks(self.accelerator.unwrap_model(self.model))
         return checked_layers(self.args.layers, depth=len(blocks))
-
-
-def check_data_set(data: Any, args: PoiseConfig) -> None:
-    """Refuse data that cannot be trained on; make generation batches smaller where the data set has too few prompts.
-
-    Raises:
-        ValueError: If the data set has images, no prompts, or too few prompts for one generation batch.
-    """
-    columns = getattr(data, "column_names", None) or []
-    for name in ("image", "images"):
-        if name in columns:
-            raise ValueError(f"poise trains on text alone, and the data set has a column {name!r}")
-    if columns and "prompt" not in columns:
-        raise ValueError(f"the data set needs a column 'prompt', got {', '.join(sorted(columns))}")
-    if not hasattr(data, "__len__"):
-        return
-    rollouts, group_size = args.generation_batch_size or 0, args.num_generations or 1  # TRL has filled them in
-    if rollouts > len(data) * group_size and args.chose_steps_per_generation and args.poise_feature_pass == "auto":
-        half = rollouts // 2  # one minibatch in place of two
-        if half % group_size == 0 and half <= len(data) * group_size:
-            args.steps_per_generation, args.generation_batch_size = args.gradient_accumulation_steps, half
-            rollouts = half
-            logger.warning(
-                "the data set has %d prompts, too few for two minibatches a generation batch: steps_per_generation is "
-                "%d instead of twice that, and the features cost one more forward pass",
-                len(data),
-                args.steps_per_generation,
-            )
-    if rollouts > len(data) * group_size:
-        raise ValueError(
-            f"a generation batch holds {rollouts // group_size} prompts, and the data set needs as many or more, "
-            f"got {len(data)}"
-        )
-
-
-class WholeGenerations(TrainerCallback):  # type: ignore[misc]
-    """Rounds `save_steps` where its number of steps is known only now: a share of so many epochs."""
-
-    def on_train_begin(self, args: PoiseConfig, state: Any, control: Any, **named: Any) -> None:
-        if args.save_steps < 1:
-            state.save_steps = args.whole_generations(state.save_steps)
-
-
-def completion_text(completion: str | list[dict[str, Any]]) -> str:
-    """A completion as text; of messages, the contents in order."""
-    if isinstance(completion, str):
-        return completion
-    return "".join(str(message.get("content") or "") for message in completion)

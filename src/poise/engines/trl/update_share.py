@@ -1,6 +1,6 @@
-"""Which rows of a minibatch is TRL's loss taken of, where the policy is updated on a share of them?
+"""The rows of a minibatch that TRL's loss is taken of, where the policy is updated on a share of them.
 
-The rule: all passes but those of the update see every rollout. Sizes of gradients are known once a generation batch has
+All passes but those of the update see every rollout. Sizes of gradients are known once a generation batch has
 its advantages; they travel with TRL's rows, and rows are drawn when a minibatch's loss is due.
 """
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 import poise
 from poise.engines.trl import PoiseTrainer
+from poise.engines.trl.seams import OpenTrainer
 from poise.lab.compare.arms import Arm
 from poise.lab.compare.critic_baseline import CriticRecipe
 
@@ -59,7 +60,7 @@ class Tally:
         self.surplus_tokens += surplus * sum(lengths)
 
 
-class Tallied(GRPOTrainer):  # type: ignore[misc]
+class Tallied(OpenTrainer):
     """Stands before a host's trainer and counts.
 
     Attributes:
@@ -70,18 +71,18 @@ class Tallied(GRPOTrainer):  # type: ignore[misc]
         self.tally = Tally()
         super().__init__(*positional, **named)
 
-    def _generate(self, prompts: list[Any]) -> Any:
+    def sampled(self, prompts: list[Any]) -> Any:
         """TRL's completions, counted."""
-        generated = super()._generate(prompts)
+        generated = super().sampled(prompts)
         completion_ids = generated[1]
         self.tally.draws += 1
         self.tally.rollouts += len(completion_ids)
         self.tally.tokens += sum(map(len, completion_ids))
         return generated
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def scored(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's generation batch, its prompts counted."""
-        scored: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        scored = super().scored(inputs)
         lengths = scored["completion_mask"].sum(dim=1).tolist()
         silent = scored["advantages"].abs() < NO_ADVANTAGE
         size = self.num_generations
@@ -110,10 +111,9 @@ class CriticTrainer(PresetTrainer):
         super().__init__(*positional, **named)
         self.baseline, self.critic = poise.OnlineBaseline(poise.Preset("critic", critic)), critic.build()
 
-    def _advantages(self, inputs: list[dict[str, Any]], scored: dict[str, Any], *rest: Any) -> Tensor:
-        """The engine's, after the critic has been shown the tokens."""
+    def see_rollouts(self, scored: dict[str, Any]) -> None:
+        """Show the critic the tokens."""
         self.critic.read(scored["prompt_ids"], scored["prompt_mask"])
-        return super()._advantages(inputs, scored, *rest)
 
 
 class DynamicSamplingTrainer(Tallied):
@@ -129,24 +129,23 @@ class DynamicSamplingTrainer(Tallied):
         self._next_prompt = 0
         self._kept: tuple[Any, Tensor] | None = None
 
-    def _generate(self, prompts: list[Any]) -> Any:
+    def sampled(self, prompts: list[Any]) -> Any:
         """TRL's completions; while TRL scores what was kept, those."""
-        return super()._generate(prompts) if self._kept is None else self._kept[0]
+        return super().sampled(prompts) if self._kept is None else self._kept[0]
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+    def graded(self, inputs: Any, prompts: Any, completions: Any, completion_ids: Any) -> Tensor:
         """TRL's rewards; while TRL scores what was kept, those."""
         if self._kept is None:
-            rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-            return rewards
+            return super().graded(inputs, prompts, completions, completion_ids)
         return self._kept[1]
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+    def scored(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.model.training:
-            return super()._generate_and_score_completions(inputs)
+            return super().scored(inputs)
         rows, generated, rewards = self._mixed_groups(len(inputs) // self.num_generations)
         self._kept = (generated, rewards)
         try:
-            return super()._generate_and_score_completions(rows)
+            return super().scored(rows)
         finally:
             self._kept = None
 
@@ -177,8 +176,8 @@ class DynamicSamplingTrainer(Tallied):
         self._next_prompt += num
         rows = [dict(self.train_dataset[place]) for place in places for _ in range(size)]
         prompts = [row["prompt"] for row in rows]
-        generated = self._generate(prompts)
-        rewards = self._calculate_rewards(rows, prompts, generated[3], generated[1])
+        generated = self.sampled(prompts)
+        rewards = self.graded(rows, prompts, generated[3], generated[1])
         groups = [slice(first, first + size) for first in range(0, len(rows), size)]
         return [
             (rows[group], tuple(_part(each, group, len(rows)) for each in generated), rewards[group])
