@@ -450,6 +450,7 @@ def test_other_architectures_are_read_alike(batch, architecture):
     assert_close(features.completion, oracle, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("kind", [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig])
 def test_virtual_tokens_are_no_part_of_a_row(tiny_model, batch, kind):
     torch.manual_seed(0)
