@@ -58,7 +58,8 @@ def row_isolation(model: nn.Module, **inputs: Any) -> RowIsolation:
         inputs: Further inputs that the engine gives with packed rows, such as `cu_seq_lens_q`. By default packing is
             told by position ids alone, and there is no attention mask.
     """
-    config = model.config.get_text_config()
+    settings: Any = model.config
+    config = settings.get_text_config()
     device = next(model.parameters()).device
     vocabulary = torch.arange(config.vocab_size, device=device)
     first, second = (vocabulary[(torch.arange(LENGTH, device=device) * step + 3) % len(vocabulary)] for step in (5, 7))

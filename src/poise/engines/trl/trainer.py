@@ -25,18 +25,12 @@ from trl.models.utils import disable_gradient_checkpointing
 import poise
 from poise.engines import options
 from poise.engines.trl import contract
+from poise.engines.trl import starting_checks as checks
 from poise.engines.trl.checkpoints import CheckpointedTrainer
 from poise.engines.trl.config import PoiseConfig
 from poise.engines.trl.finite_steps import FILE, FiniteSteps
 from poise.engines.trl.own_tokens import completion_text, prompt_key, token_masks
 from poise.engines.trl.reward_scale import RewardScale
-from poise.engines.trl.starting_checks import (
-    WholeGenerations,
-    check_adapter,
-    check_data_set,
-    doubts,
-    switch_off_dropout,
-)
 from poise.engines.trl.update_share import SIZES, drawn_minibatch, gradient_sizes
 from poise.features.hidden_states import HiddenStateCapture, capture_hidden_states, checked_layers, decoder_blocks
 from poise.features.rollout_features import (
@@ -103,7 +97,7 @@ class PoiseTrainer(CheckpointedTrainer):
             raise TypeError(f"PoiseTrainer needs a PoiseConfig as args, got a {type(args).__name__}")
         signature = inspect.signature(GRPOTrainer.__init__)
         arguments = signature.bind(self, model, reward_funcs, args, *positional, **named).arguments
-        check_data_set(
+        checks.check_data_set(
             arguments.get("train_dataset"), args, environment=arguments.get("environment_factory") is not None
         )
         super().__init__(model, reward_funcs, args, *positional, **named)
@@ -111,7 +105,7 @@ class PoiseTrainer(CheckpointedTrainer):
         if not args.use_vllm:
             self.generation_config.eos_token_id = self.eos_token_ids
         self._look_at_model()
-        self.add_callback(WholeGenerations())
+        self.add_callback(checks.WholeGenerations())
         self.finite_steps = FiniteSteps(
             self.accelerator,
             Path(args.output_dir) / FILE,
@@ -140,12 +134,12 @@ class PoiseTrainer(CheckpointedTrainer):
     def _look_at_model(self) -> None:
         """Take randomness out of the model's passes, and say what is doubtful about its log-probabilities."""
         model = self.accelerator.unwrap_model(self.model)
-        check_adapter(model, self.args.beta)
+        checks.check_adapter(model, self.args.beta)
         if self.args.disable_dropout:
             for each in (model, self.ref_model):
                 if each is not None:
-                    switch_off_dropout(each)
-        for doubt in doubts(model, {} if self.args.use_vllm else self.generation_kwargs):
+                    checks.switch_off_dropout(each)
+        for doubt in checks.doubts(model, {} if self.args.use_vllm else self.generation_kwargs):
             logger.warning("%s", doubt)
 
     # The pass over the rollouts: hidden states, entropies and log-probabilities of the policy's own tokens.
