@@ -17,7 +17,7 @@ PYTHON = re.compile(r"[\s{.]*(?:ipython|pypy|python|py)[\d.]*(?![a-z])", re.IGNO
 CODE = re.compile(r"^\s*(?:def|class|import|from|for|while|if|try|with|return|print)\b|\w\s*=[^=]|\w\(", re.MULTILINE)
 MOST_ENDS = 4
 """Fences that are tried as the end of a block; a program may have some in its texts."""
-LONGEST_PARSED = 500_000
+LONGEST_PARSED = 100_000
 """Characters of a program that is looked into."""
 FROM = (
     *("typing", "collections", "heapq", "bisect", "itertools", "functools", "math", "string", "fractions", "decimal"),
@@ -91,18 +91,19 @@ def _answer(text: str) -> str:
     blocks = list(_blocks(text))
     if not blocks and _tree(text):
         return text
-    programs = [each for each in blocks if "<" in each.text and _tree(each.text)]
-
-    def marks(pattern: str, begin: int = 0) -> list[re.Match[str]]:
-        found = re.compile(pattern).finditer(text, begin)
-        return [each for each in found if not any(block.begin <= each.start() < block.end for block in programs)]
-
-    begin = max((each.end() for each in marks(re.escape(END_OF_THINKING))), default=0)
-    if marks(f"(?<![`'\"]){re.escape(THINK)}", begin):
+    outside, done = [], 0  # the text, with blanks in the place of programs
+    for each in blocks:
+        if "<" in each.text and _tree(each.text):
+            outside += [text[done : each.begin], " " * (each.end - each.begin)]
+            done = each.end
+    marked = "".join([*outside, text[done:]])
+    begin = marked.rfind(END_OF_THINKING)
+    begin = begin + len(END_OF_THINKING) if begin >= 0 else 0
+    if re.search(f"(?<![`'\"]){re.escape(THINK)}", marked[begin:]):
         return ""
-    ends = marks("</answer>", begin)
-    tags = [each.end() for each in marks("<answer>", begin) if ends and each.end() <= ends[-1].start()]
-    tagged = text[tags[-1] : ends[-1].start()] if tags else ""
+    end = marked.rfind("</answer>", begin)
+    tag = marked.rfind("<answer>", begin, end) if end >= 0 else -1
+    tagged = text[tag + len("<answer>") : end] if tag >= 0 else ""
     return tagged if "```" in tagged or ("```" not in text[begin:] and tagged) else text[begin:]
 
 
@@ -174,7 +175,7 @@ def _defined(program: str, *, everywhere: bool = False) -> set[str]:
     return found
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def _tree(text: str) -> ast.Module | None:
     """What Python reads in a text; None where it reads nothing, or too much."""
     if len(text) > LONGEST_PARSED:
