@@ -652,3 +652,10 @@ def test_a_fit_that_cannot_be_solved_gives_way_to_the_leave_out_mean_and_is_coun
     following = batch(10).given_to(baseline)
     assert following.metrics["poise/inexact_share"] == 0
     assert following.baselines.isfinite().all()
+
+
+def test_a_first_batch_of_one_prompt_has_its_siblings_mean_as_baseline():
+    rollouts = drawn_rollouts([4], seed=0)
+    step = rollouts.given_to(poise.OnlineBaseline(poise.preset("poise")))
+    siblings = torch.tensor(sibling_mean(rollouts.rewards.tolist(), rollouts.prompts), dtype=torch.float64)
+    assert torch.allclose(step.baselines, siblings, atol=1e-12)

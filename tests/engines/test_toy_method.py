@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 
 import torch
+from recording import HOST_CHATTER
 
 from poise import presets
 from poise.baselines import Recipe, step_of
+
+pytestmark = HOST_CHATTER
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,9 @@ class LearnedBaseline:
         groups = batch.groups
         predictions = torch.zeros(len(self.candidates), len(groups), dtype=torch.float64)
         shares = torch.zeros_like(predictions)
+        if len(groups.unique()) == 1:  # nothing else is known than what the siblings earned
+            predictions[1:] = new.sibling_reward
+            return predictions, self._empty_record().shares(new.domain)
         # By the rank of the prompts' keys: balanced, and blind to the order of rows and to what was sampled.
         halves = torch.tensor(batch.keys).unique(return_inverse=True)[1] % 2
         for half in (0, 1):
