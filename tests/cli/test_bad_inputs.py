@@ -108,7 +108,7 @@ def digests(folder: Path) -> dict[str, str]:
         ("train --config unknown.yaml", "there is no setting stepz; the closest is steps"),
         ("train --steps -3", "steps must be 1 or more, got -3"),
         ("train --num-generations 1", "num_generations must be at least 2, got 1"),
-        ("train --learning-rate -1", "learning_rate must be greater than 0, got -1"),
+        ("train --learning-rate -1", "learning_rate must not be below 0, got -1"),
         ("train --temperature 0", "temperature must be greater than 0: sampling needs it, got 0"),
         ("train --layers -1", r"layers are counted from 0, got \[-1\]"),
         ("train --lora-r 4", "lora_r does nothing without use_peft: give --use-peft too"),

@@ -338,7 +338,7 @@ def writable(path: Path) -> Iterator[None]:
 
 
 def readable_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a file that are JSON objects with a step, and the number of others; one cut off is no line."""
+    """Objects with a step or rollouts, a line each, and the number of other lines; one that is cut off is no line."""
     lines = path.read_bytes().rpartition(b"\n")[0].splitlines() if path.is_file() else []
     read = [_json_object(line) for line in lines]
     return [line for line in read if line is not None], read.count(None)
@@ -352,12 +352,12 @@ def _told_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _json_object(line: bytes) -> dict[str, Any] | None:
-    """A line as an object with a whole number as its step; None if it is none."""
+    """A line as an object with a whole number of steps, or of rollouts, in it; None if it is none."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) and type(content.get("step")) is int else None
+    return content if isinstance(content, dict) and type(content.get("step", content.get("rollouts"))) is int else None
 
 
 def finite(value: Any) -> Any:

@@ -52,4 +52,3 @@ def test_pip_resolves_the_documented_line_to_the_pinned_versions(tmp_path):
     pins = [line.split("==") for line in PINNED.read_text().splitlines() if not line.startswith("#")]
     assert found == {bare(name): version for name, version in pins}
     assert {"torch", "vllm", "verl", "math-verify"} <= set(found)
-    assert "trl" not in found

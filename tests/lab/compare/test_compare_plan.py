@@ -75,7 +75,7 @@ def test_a_twin_differs_in_the_seed_of_sampling_alone():
 )
 def test_commands_have_the_defaults_of_their_settings(command, settings, names):
     defaults = {name: each.default for name, each in inspect.signature(command).parameters.items()}
-    assert {name: defaults[name] for name in names.split()} == {name: getattr(settings, name) for name in names.split()}
+    assert {name: defaults[name] for name in names} == {name: getattr(settings, name) for name in names}
 
 
 def test_learning_rates_are_chosen_on_seeds_that_are_used_for_nothing_else():
