@@ -525,12 +525,6 @@ def test_a_step_without_any_gradable_rollout_teaches_nothing(name):
     assert_close(batch(3).given_to(baseline).baselines, expected, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("name", LEARNED)
-def test_a_single_prompt_alone_gets_zero_at_the_first_step(name):
-    step = drawn_rollouts((4,), seed=0).given_to(OnlineBaseline(small(name)))
-    assert_close(step.baselines, torch.zeros(4).double(), atol=1e-9, rtol=0)
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_rollouts_that_are_all_alike_are_served(name):
     alike = batch(0)
@@ -654,8 +648,9 @@ def test_a_fit_that_cannot_be_solved_gives_way_to_the_leave_out_mean_and_is_coun
     assert following.baselines.isfinite().all()
 
 
-def test_a_first_batch_of_one_prompt_has_its_siblings_mean_as_baseline():
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_first_batch_of_one_prompt_has_its_siblings_mean_as_baseline(name):
     rollouts = drawn_rollouts([4], seed=0)
-    step = rollouts.given_to(poise.OnlineBaseline(poise.preset("poise")))
+    step = rollouts.given_to(OnlineBaseline(small(name)))
     siblings = torch.tensor(sibling_mean(rollouts.rewards.tolist(), rollouts.prompts), dtype=torch.float64)
     assert torch.allclose(step.baselines, siblings, atol=1e-12)

@@ -76,9 +76,9 @@ def digests(folder: Path) -> dict[str, str]:
         ("train --task bad.parquet", "bad.parquet is not parquet: "),
         ("train --task gone.jsonl", "there is no file gone.jsonl"),
         ("train --task good.jsonl?answer=reply", "good.jsonl has no column 'reply'"),
-        ("train --task good.jsonl?verifier=magic", "verifier needs math, exact, python, got 'magic'"),
+        ("train --task good.jsonl?verifier=magic", "verifier needs math, exact, choice, python, got 'magic'"),
         ("train --task good.jsonl?verifier=python", "good.jsonl needs a column tests, test_list, "),
-        ("train --task same.jsonl", "task 'same.jsonl' h"),
+        ("train --task same.jsonl", "same.jsonl holds no problems"),
         (
             "train --task few.jsonl?verifier=exact",
             "generation batch takes|holds no problems out|has no problems to train on",

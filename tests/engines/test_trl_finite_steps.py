@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from poise.engines.trl import finite_steps
 from poise.engines.trl.finite_steps import numbers
+from poise.features.rollout_features import Features
 
 pytestmark = HOST_CHATTER
 
@@ -75,15 +76,15 @@ def test_an_infinite_reward_reaches_neither_weights_nor_baseline(build, tmp_path
 def test_features_that_are_not_finite_reach_neither_weights_nor_baseline(build, tmp_path, monkeypatch, part):
     seen = Weights()
     trainer = build(named={"callbacks": [seen]}, **TRAINED)
-    gathered = trainer._gathered_features
+    mapped = Features.mapped
 
-    def broken(features: Any) -> Any:
-        features = gathered(features)
+    def broken(features: Features, function: Any) -> Features:
+        features = mapped(features, function)
         if trainer.state.global_step == 2:
             getattr(features, part)[3, 0] = torch.nan
         return features
 
-    monkeypatch.setattr(trainer, "_gathered_features", broken)
+    monkeypatch.setattr(Features, "mapped", broken)
     trainer.train()
     assert seen.moved() == [True, False, False, True, True]
     assert len(trainer.baseline.given) == 2

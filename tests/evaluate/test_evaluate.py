@@ -101,8 +101,8 @@ def test_embedded_policy_is_right_sometimes(policy):
 OWN_SETTINGS = {
     "num_beams": 2,
     "no_repeat_ngram_size": 2,
-    "bad_words_ids": [[5]],
-    "suppress_tokens": [6, 7],
+    "bad_words_ids": [[13]],
+    "suppress_tokens": [14, 10],
     "min_new_tokens": 30,
     "forced_eos_token_id": 1,
     "min_p": 0.9,

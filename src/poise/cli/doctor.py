@@ -49,7 +49,7 @@ def doctor(
                 if console.is_terminal:
                     console.print(f"checked {finding.check}", style="dim")
                 table.add_row(
-                    finding.check, f"[{COLOURS[finding.level]}]{finding.level}[/]", _escaped(finding.sentence)
+                    finding.check, Text(finding.level, style=COLOURS[finding.level]), Text(finding.sentence)
                 )
                 failed = failed or finding.level == "fail"
         except (ValueError, OSError) as error:

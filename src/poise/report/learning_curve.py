@@ -75,7 +75,7 @@ def running_means(numbers: Sequence[float], *, memory: float = 0.75) -> list[flo
     return means
 
 
-def standard_error(mean: float, num: float | None) -> float:
+def standard_error(mean: float, num: float | int | None) -> float:
     """Of a mean of that many verdicts; 0 where there is none, or where the mean is no share."""
     return (mean * (1 - mean) / num) ** 0.5 if num and 0 <= mean <= 1 else 0.0
 

@@ -30,6 +30,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "train": ("self", "resume_from_checkpoint"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+    "_load_rng_state": ("self", "checkpoint"),
     "_get_output_dir": ("self", "trial"),
 }
 """Methods that are overridden or called, with the arguments that are passed on by place."""
