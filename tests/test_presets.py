@@ -17,6 +17,7 @@ def test_the_names_are_these():
         "rloo",
         "shrunk-rloo",
         "prompt-only",
+        "poise-single",
         "group-mean",
         "same-rollout",
         "none",
@@ -53,8 +54,8 @@ def test_scalars_are_named_only_where_they_are_read():
     assert poise.preset("prompt-only", scalars=names).scalars == PRESETS["rloo"].scalars == ()
 
 
-def test_only_poise_itself_is_weighted():
-    assert [name for name, preset in PRESETS.items() if preset.weighted] == ["poise"]
+def test_only_poise_and_its_single_form_are_weighted():
+    assert [name for name, preset in PRESETS.items() if preset.weighted] == ["poise", "poise-single"]
 
 
 def test_poise_sees_all_evidence_and_its_value_twin_differs_in_weights_alone():
@@ -66,9 +67,13 @@ def test_what_each_preset_needs():
     features = {name for name, preset in PRESETS.items() if preset.needs_features}
     siblings = {name for name, preset in PRESETS.items() if preset.needs_siblings}
     published = {"paper", "released-qwen3-4b", "released-olmo3-7b", "same-rollout"}
-    assert features == {"poise", "poise-value", "prompt-only"} | published
+    assert features == {"poise", "poise-value", "prompt-only", "poise-single"} | published
     assert siblings == {"rloo"} | published
-    assert {name for name, preset in PRESETS.items() if not preset.reads_siblings} == {"prompt-only", "none"}
+    assert {name for name, preset in PRESETS.items() if not preset.reads_siblings} == {
+        "prompt-only",
+        "poise-single",
+        "none",
+    }
 
 
 def test_sibling_evidence_alone_needs_siblings_and_anything_else_does_not():

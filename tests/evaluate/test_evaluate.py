@@ -103,7 +103,7 @@ OWN_SETTINGS = {
     "no_repeat_ngram_size": 2,
     "bad_words_ids": [[13]],
     "suppress_tokens": [14, 10],
-    "min_new_tokens": 30,
+    "min_new_tokens": 10,
     "forced_eos_token_id": 1,
     "min_p": 0.9,
     "top_h": 0.1,
@@ -119,7 +119,7 @@ def test_a_completion_ends_at_the_first_of_all_ends_and_nothing_else_of_the_mode
     prompts = [each.prompt for each in problems(16, seed=0)]
 
     def measured(**options):
-        sampling = Sampling(max_completion_length=40, options=options)
+        sampling = Sampling(max_completion_length=10, options=options)
         return measured_completions(model, tokenizer, prompts, sampling=sampling, seed=0)
 
     plain = measured()

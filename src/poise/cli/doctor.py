@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperCommand
 
 from poise.cli.given_settings import config_file, extra_options
@@ -48,9 +49,7 @@ def doctor(
             for finding in _findings(run, extra_options(given), output):
                 if console.is_terminal:
                     console.print(f"checked {finding.check}", style="dim")
-                table.add_row(
-                    finding.check, Text(finding.level, style=COLOURS[finding.level]), Text(finding.sentence)
-                )
+                table.add_row(finding.check, Text(finding.level, style=COLOURS[finding.level]), Text(finding.sentence))
                 failed = failed or finding.level == "fail"
         except (ValueError, OSError) as error:
             typer.echo(f"poise doctor: {error}", err=True)
@@ -77,9 +76,3 @@ def _findings(run: Path | None, of_line: dict[str, Any], output: Path) -> Any:
         yield from (Finding(alarm.name, "fail" if alarm.stops else "warn", alarm.sentence) for alarm in found)
         if not found:
             yield Finding("metrics", "ok", f"{len(lines)} lines, and no alarm")
-
-
-def _escaped(sentence: str) -> str:
-    from rich.markup import escape
-
-    return escape(sentence)

@@ -181,7 +181,7 @@ def _split(text: str, separators: tuple[str, ...]) -> list[str]:
             at += len(separator)
             start = at
             continue
-        if text[at] == "\\" and text[at + 1 : at + 2] in "{}":
+        if text[at] == "\\" and text[at + 1 : at + 2] in ("{", "}"):
             depth += 1 if text[at + 1] == "{" else -1
             at += 2
             continue
