@@ -116,7 +116,6 @@ def digests(folder: Path) -> dict[str, str]:
         ("train --load-in-4bit", "weights of 4 or 8 bits cannot be trained, only an adapter on them"),
         ("train --loss-type x", "loss_type must be one of "),
         ("train --pool-tokens 0", "hidden states are pooled over 1 token or more, got pool_tokens=0"),
-        ("train --mask-truncated-completions", "mask_truncated_completions=True hides truncated completions"),
         ("train --poise-feature-pass never", "poise_feature_pass must be 'auto' or 'require_free', got 'never'"),
         ("train --preset-options {windw:1}", "preset 'poise' has the fields .*; got 'windw:1'"),
         ("train --layers 99", "layer 99 is out of range"),

@@ -98,7 +98,10 @@ def test_options_take_values_signs_and_flags():
         (["--beta", "1", "--beta", "2"], "--beta is given twice"),
         (["--steps", "1", "--max-steps", "2"], "steps and max_steps are the same setting"),
         (["--preset", "posie"], "presets are poise, .*; got 'posie'"),
-        (["--scale-rewards", "group"], "scale_rewards must be 'none', got 'group'"),
+        (
+            ["--scale-rewards", "group"],
+            "scale_rewards must be 'none', or 'batch' for the spread of earlier steps, got 'group'",
+        ),
         (["--num-generations", "1"], "num_generations must be at least 2, got 1"),
         (["--families", "hanoi"], "families needs names out of sum"),
         (["--layers", "99"], "layer 99 is out of range: this model has layers 0 to 3"),
