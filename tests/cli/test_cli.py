@@ -100,7 +100,7 @@ def test_options_take_values_signs_and_flags():
         (["--preset", "posie"], "presets are poise, .*; got 'posie'"),
         (
             ["--scale-rewards", "group"],
-            "scale_rewards must be 'none', or 'batch' for the spread of earlier steps, got 'group'",
+            "scale_rewards must be 'none', or 'batch' .*, got 'group'",
         ),
         (["--num-generations", "1"], "num_generations must be at least 2, got 1"),
         (["--families", "hanoi"], "families needs names out of sum"),
