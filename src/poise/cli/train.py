@@ -186,6 +186,7 @@ def announced_run(
     resolved = settings.resolved(built)
     directory = run_folder(settings, resolved, config=config, output=output, name=name)
     done = directory.is_done and directory.read_summary()["steps"] >= settings.steps
+    done = done and not directory.differences(resolved)  # of other settings: refused below
     shown = settings.families or ["all families" if settings.task == "embedded" else settings.task]
     console.print(
         f"poise: {settings.model} model on {', '.join(shown)}; "

@@ -24,7 +24,7 @@ from poise.engines.trl.checkpoints import checkpoint_step, newest_whole_checkpoi
 from poise.models.named import check_trainable, named_model, named_tokenizer
 from poise.report.learning_curve import write_learning_curve
 from poise.report.page import write_report
-from poise.storage.run_directory import RunDirectory
+from poise.storage.run_directory import RunDirectory, finite
 from poise.tasks.embedded import END_OF_THINKING
 from poise.tasks.graded_task import GradedTask
 from poise.train.alarms import RunWatch
@@ -146,6 +146,7 @@ class TrainingRun:
             "training_seconds": round(progress.seconds, 2),
             "versions": versions(),
         }
+        summary = finite(summary)  # what stands in the file
         self.directory.write_summary(summary)
         for write in (write_learning_curve, write_report):  # the last: with it the run is done
             try:
