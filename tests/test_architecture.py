@@ -209,6 +209,13 @@ def test_every_file_says_what_it_is_for():
     assert [module_of(path) for path in sources() if not ast.get_docstring(ast.parse(path.read_text()))] == []
 
 
+def test_every_header_begins_with_what_the_file_is_and_holds_no_riddle():
+    headers = {module_of(path): ast.get_docstring(ast.parse(path.read_text())) or "" for path in sources()}
+    asking = [name for name, text in headers.items() if text.split("\n")[0].rstrip().endswith("?")]
+    assert asking == []
+    assert [name for name, text in headers.items() if "The rule" in text] == []
+
+
 def test_no_file_is_named_for_nothing():
     empty = {"utils", "common", "helpers", "core", "base", "manager", "handler"}
     assert [path.name for path in sources() if path.stem in empty] == []

@@ -1,6 +1,6 @@
-"""`poise report`: what happened in a run, as one page?
+"""`poise report`: the page of a run.
 
-The rule: what is wrong with the input is one sentence and exit code 2.
+What is wrong with the input is one sentence and exit code 2.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How much does the policy gradient vary under a baseline, measured and not inferred from a norm?
+"""The variance of the policy gradient under a baseline, measured and not inferred from a norm.
 
 On frozen rollouts with scores s_i = grad log pi(y_i | x), every baseline's gradient is a combination of the same
 vectors: g_x = mean_{i in x} (r_i - b_i) s_i. So one matrix of inner products, K_ij = <s_i, s_j>, tells the variance

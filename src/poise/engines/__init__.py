@@ -1,4 +1,4 @@
 """Adapters to training frameworks: each hands features, rewards, prompts and domains over and takes baselines back.
 
-The rule: nothing of the method lives here. A new baseline touches no engine.
+Nothing of the method lives here. A new baseline touches no engine.
 """

@@ -1,4 +1,4 @@
-"""Which numbers, beside hidden states, may be read of a rollout by name?
+"""Scalars of a rollout by name, beside its hidden states.
 
 Entropies, lengths, shares and repetition of a completion's segments. They are counted on token ids, never on decoded
 text, and each is a function of its own rollout alone: no statistic of the batch enters, not even its padded length. An

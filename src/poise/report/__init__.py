@@ -1,1 +1,1 @@
-"""What does a run look like?"""
+"""The page of a run, and the pictures on it."""

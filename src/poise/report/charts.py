@@ -1,6 +1,6 @@
-"""How is a line, a strip or a scatter drawn so that a page shows it anywhere, in light and in dark?
+"""Charts as inline SVG: lines, strips and scatters, in light and in dark.
 
-The rule: a chart is inline SVG without a single colour of its own. Classes name the series, the page's style sheet
+A chart is inline SVG without a single colour of its own. Classes name the series, the page's style sheet
 gives them their colours, and every text is escaped.
 """
 

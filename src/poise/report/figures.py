@@ -1,6 +1,6 @@
-"""What do a run's metrics and rollouts look like as pictures?
+"""Pictures of a run's metrics and rollouts.
 
-The rule: a figure is made from what the run logged and from nothing else; what it did not log is no figure, and the
+A figure is made from what the run logged and from nothing else; what it did not log is no figure, and the
 page says so. References that need no model, the best constant and the siblings' reward, come from the rollouts.
 """
 

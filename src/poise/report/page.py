@@ -1,6 +1,6 @@
-"""What happened in a run? One page with its curves, the quality of its values and rollouts to look at.
+"""One page of a run: its curves, the quality of its values, and rollouts to look at.
 
-The rule: the page stands alone. It loads nothing, runs nothing, and shows what models wrote as text; what a run did not
+The page stands alone. It loads nothing, runs nothing, and shows what models wrote as text; what a run did not
 leave behind is said where it would stand.
 """
 

@@ -1,6 +1,6 @@
-"""Is a folder as it was written?
+"""Digests of a folder's files, by which damage is seen.
 
-The rule: the last file written into a folder holds the SHA-256 digest of every other one, and of its own lines. A byte
+The last file written into a folder holds the SHA-256 digest of every other one, and of its own lines. A byte
 that differs, a file that is missing or cut short, and a folder that was never finished are all seen. Files that were
 added later are not looked at.
 

@@ -1,4 +1,4 @@
-"""What does the embedded model imitate before reinforcement learning?
+"""Demonstrations that the embedded model imitates before reinforcement learning.
 
 A pupil who knows the working of every family and does not always follow it: some states are written down wrong and
 built upon, and some answers are guessed without any working. Both grow with the difficulty. A policy trained on this

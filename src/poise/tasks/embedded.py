@@ -1,4 +1,4 @@
-"""Which problems does the embedded model solve, and what is a right answer?
+"""Problems of the embedded model, and their right answers.
 
 Six families, each with a question, and a working that writes one state a step; difficulty is the number of steps.
 The answer is whatever the working ends with when no step goes wrong, so that question, demonstration and verifier

@@ -1,6 +1,6 @@
-"""What is a problem, wherever it comes from?
+"""A problem, wherever it comes from.
 
-The rule: a problem is plain text, so that it travels unchanged into a data set of the host, a worker and a file.
+A problem is plain text, so that it travels unchanged into a data set of the host, a worker and a file.
 A hash of its prompt says on which side of the split it lies: no prompt is ever both trained on and held out.
 """
 

@@ -1,11 +1,11 @@
-"""Which task does a text name?
+"""Tasks by the texts that name them.
 
     embedded                               the world of the embedded model; `embedded?families=sum,sort`
     reasoning-gym:chain_sum?min_terms=2    any data set of reasoning-gym with fields of its configuration
     path.jsonl, path.parquet, a folder, or the name of a Hugging Face data set; `?prompt=COLUMN&answer=COLUMN`
     A + B, 3*A + B                         a mixture, evenly or by weight
 
-The rule: a task is a source of problems that the same arguments draw again, and a verifier that grades any of them.
+A task is a source of problems that the same arguments draw again, and a verifier that grades any of them.
 """
 
 import random

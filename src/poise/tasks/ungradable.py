@@ -1,6 +1,6 @@
-"""Which rollouts could not be graded, and why?
+"""The file of rollouts that could not be graded, with their causes.
 
-The rule: what leaves the training because nothing could be said about it is kept with its text, in a file that cannot
+What leaves the training because nothing could be said about it is kept with its text, in a file that cannot
 grow without bound.
 """
 

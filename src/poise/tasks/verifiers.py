@@ -1,6 +1,6 @@
-"""How right is a completion?
+"""Verifiers: the reward of a completion, by kinds of problem.
 
-The rule: a wrong or unparseable answer is 0, and only what cannot be judged is ungradable (NaN): the gold answer is
+A wrong or unparseable answer is 0, and only what cannot be judged is ungradable (NaN): the gold answer is
 missing or unreadable, or the verifier fails on it too. A verifier that raises on a completion and gives the gold answer
 full marks has called the completion wrong.
 """

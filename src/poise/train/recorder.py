@@ -1,6 +1,6 @@
-"""What of a run is measured and written down while it trains?
+"""What of a run is measured and written down while it trains.
 
-The rule: whatever is measured leaves the training as it would have been, and whatever happened so far is on disk.
+Whatever is measured leaves the training as it would have been, and whatever happened so far is on disk.
 """
 
 import time

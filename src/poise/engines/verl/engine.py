@@ -1,6 +1,6 @@
 """Where the policy is: verl's FSDP engine, which also reads the features of each rollout while it computes log-probs.
 
-The rule: the pass is verl's own, and so is the way of what it gives: any further key of a micro-batch's output is put
+The pass is verl's own, and so is the way of what it gives: any further key of a micro-batch's output is put
 back in order, and goes to the driver, with the rest. Only passes that ask for a reading are looked at: those over the
 behaviour policy's log-probs, not those of a reference policy or of training.
 """

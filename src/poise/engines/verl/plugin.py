@@ -1,6 +1,6 @@
 """What verl loads by itself in each of its processes: the entry point `poise` of the group `verl.plugins`.
 
-The rule: only what has to be true before verl's models are imported. Poise's engines make themselves known where a
+Only what has to be true before verl's models are imported. Poise's engines make themselves known where a
 worker asks for one (`worker.py`): importing an engine here would settle verl's platform before other plug-ins have
 named theirs.
 """

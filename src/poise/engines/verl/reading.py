@@ -1,6 +1,6 @@
-"""What does the forward pass over one micro-batch say about each of its rollouts?
+"""Features of rollouts, read in the forward pass over one micro-batch.
 
-The rule: hidden states are pooled where they are, and only (rows, width) is kept. In the packed layout a process may
+Hidden states are pooled where they are, and only (rows, width) is kept. In the packed layout a process may
 see a part of the tokens (Ulysses sequence parallelism): the tokens to pool are chosen on whole rollouts, each process
 sums those that it sees, and sums and counts are added up over the group.
 

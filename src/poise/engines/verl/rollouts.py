@@ -1,6 +1,6 @@
-"""Which of verl's rows are one rollout, and which rollouts are siblings?
+"""Rollouts among verl's rows: which rows are one rollout, and which rollouts are siblings.
 
-The rule: verl names every row `{uid}_{session}_{index}`. Equal uids are siblings; a session is one rollout, whatever
+Verl names every row `{uid}_{session}_{index}`. Equal uids are siblings; a session is one rollout, whatever
 the number of its outputs (several turns may be several rows), and its last output says how it ended. Rows stand in any
 order, and rows that verl has added to fill a batch are nobody's.
 """

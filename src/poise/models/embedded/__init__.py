@@ -1,4 +1,4 @@
-"""The policy that lives in the package: how is it built, and how is it loaded?
+"""The policy that lives in the package: how it is built and loaded.
 
 The folder of this file is a plain `transformers` checkpoint (Qwen3 architecture, float16 on disk, float32 in memory)
 that `from_pretrained` and every `--model PATH` option read. The end-of-thinking mark is one token, and an ordinary one:
