@@ -37,7 +37,7 @@ check: .venv/installed  ## format check, lint, types and import rules: the fast 
 
 .PHONY: test
 test: check  ## everything that CI runs: checks and tests
-	$(TEST_ENV) $(BIN)/python -m pytest -m 'not slow and not gpu' --durations=10
+	$(TEST_ENV) $(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist worksteal --durations=10
 
 # verl caps transformers below what the rest is tested with, so it has an environment of its own. torch comes first, alone:
 # left to choose, pip would take a build with several gigabytes of CUDA libraries.

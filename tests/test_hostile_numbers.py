@@ -20,7 +20,7 @@ from poise.probe.mixture import RiskRecord
 from poise.probe.principal_axes import principal_axes, projected_states
 
 HOSTILE = [math.nan, math.inf, -math.inf, 1e300, -1e300, 1e38, -1e38, 1e-300, -1.0, 0.0, 1e15]
-FEW = settings(max_examples=25, deadline=None, derandomize=True)
+FEW = settings(max_examples=25)
 FEW_CANDIDATES = {"penalties": (3.0,), "components": (4,), "window_rows": 64}
 SLOTS = ("prompt", "completion", "entropies", "rewards", "weights")
 
@@ -58,7 +58,7 @@ def finite_or_refused(baseline, rollouts):
 
 
 @pytest.mark.parametrize("name", sorted(poise.PRESETS))
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8)
 @given(sizes=group_sizes, changes=slots, when=st.sampled_from(["first", "later"]))
 def test_a_step_is_finite_or_refused_and_the_next_one_is_as_if_nothing_had_been(name, sizes, changes, when):
     own = isinstance(poise.preset(name).recipe, LeaveOnePromptOutRecipe)

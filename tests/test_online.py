@@ -496,7 +496,7 @@ def odd_steps(draw):
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 @pytest.mark.parametrize("name", PRESETS)
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8)
 @given(drawn=odd_steps())
 def test_whatever_comes_baselines_are_finite_and_within_the_range_of_rewards(name, scale, drawn):
     smallest, steps = drawn

@@ -64,7 +64,7 @@ def counted(reasoning, answer):
     return out | {"reasoning_mean_entropy_times_log_length": product}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(rollouts=st.lists(ROLLOUT, min_size=1, max_size=4))
 def test_every_scalar_equals_what_a_loop_over_the_tokens_counts(rollouts):
     found = named_scalars(laid_out(rollouts), list(SCALARS))
@@ -74,7 +74,7 @@ def test_every_scalar_equals_what_a_loop_over_the_tokens_counts(rollouts):
         )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(rollouts=st.lists(ROLLOUT, min_size=2, max_size=4), before=st.integers(0, 3), behind=st.integers(0, 3))
 def test_a_scalar_depends_on_neither_padding_nor_the_rest_of_the_batch(rollouts, before, behind):
     together = named_scalars(laid_out(rollouts, before=before, behind=behind), list(SCALARS))
