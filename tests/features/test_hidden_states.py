@@ -26,6 +26,9 @@ REASONING_LENGTHS = [4, 9, 1, 2, 1, 5]
 ROWS = len(PROMPT_LENGTHS)
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
 class Batch:
     """Rows of tokens in one of the two padded layouts: "left" pads prompts left and completions right, as TRL does."""
 
@@ -60,6 +63,14 @@ class Batch:
 
     def masks(self):
         return self.prompt, self.completion
+
+    def to(self, device):
+        """Move every tensor of the batch, in place."""
+        for name, held in vars(self).items():
+            if isinstance(held, torch.Tensor):
+                setattr(self, name, held.to(device))
+        self.sequences = [row.to(device) for row in self.sequences]
+        return self
 
 
 @pytest.fixture(params=["left", "right"])
@@ -195,14 +206,27 @@ def test_packed_rows_without_tokens_are_missing_segments():
     assert features.missing[:, 0].tolist() == [True, False, True]
 
 
-def test_bfloat16_states_are_averaged_in_float32(tiny_model, batch):
-    model = tiny_model.to(torch.bfloat16)
+@pytest.mark.parametrize("device", DEVICES)
+def test_bfloat16_states_are_averaged_in_float32(tiny_model, batch, device):
+    model, batch = tiny_model.to(device, torch.bfloat16), batch.to(device)
     state = states_before_final_norm(model, batch)[1]
     assert state.dtype == torch.bfloat16
     features = captured(model, batch, layers=[1], pool_tokens=10)
+    assert features.completion.device.type == device
     assert_close(features.completion, pooled_by_loop(state, batch.reasoning, 10), rtol=1e-6, atol=1e-6)
     in_bfloat16 = torch.stack([s[m][-10:].mean(dim=0) for s, m in zip(state, batch.reasoning, strict=True)]).float()
     assert not torch.allclose(features.completion, in_bfloat16, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_features_in_bfloat16_are_those_in_float64_but_for_rounding(tiny_model, batch, device):
+    exact = captured(copy.deepcopy(tiny_model).double(), batch)
+    features = captured(tiny_model.to(device, torch.bfloat16), batch.to(device)).mapped(torch.Tensor.cpu)
+    spread = exact.completion.std(dim=0).mean()
+    for name in ("prompt", "completion"):
+        assert (getattr(features, name) - getattr(exact, name)).abs().max() < 0.1 * spread
+    assert torch.equal(features.missing, exact.missing)
+    assert_close(features.entropies, exact.entropies)
 
 
 @pytest.mark.filterwarnings(
