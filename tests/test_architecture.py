@@ -23,6 +23,7 @@ LAYERS = [
     {"paper"},
     {"presets"},
     {"online"},
+    {"loops"},
     {""},
     {"tasks"},
     {"rewards", "models", "evaluate", "report", "engines"},
@@ -34,7 +35,7 @@ LAYERS = [
 ]
 """Packages and root modules, the lowest first: each imports its own row and those before; "" is `poise` itself."""
 
-LIBRARY = set().union(*LAYERS[: LAYERS.index({"online"}) + 1])
+LIBRARY = set().union(*LAYERS[: LAYERS.index({"loops"}) + 1])
 
 
 def part_of(module):

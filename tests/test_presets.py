@@ -18,6 +18,7 @@ def test_the_names_are_these():
         "shrunk-rloo",
         "prompt-only",
         "poise-single",
+        "poise-light",
         "group-mean",
         "same-rollout",
         "none",
@@ -54,8 +55,12 @@ def test_scalars_are_named_only_where_they_are_read():
     assert poise.preset("prompt-only", scalars=names).scalars == PRESETS["rloo"].scalars == ()
 
 
-def test_only_poise_and_its_single_form_are_weighted():
-    assert [name for name, preset in PRESETS.items() if preset.weighted] == ["poise", "poise-single"]
+def test_only_poise_and_its_smaller_forms_are_weighted():
+    assert [name for name, preset in PRESETS.items() if preset.weighted] == [
+        "poise",
+        "poise-single",
+        "poise-light",
+    ]
 
 
 def test_poise_sees_all_evidence_and_its_value_twin_differs_in_weights_alone():
@@ -67,7 +72,7 @@ def test_what_each_preset_needs():
     features = {name for name, preset in PRESETS.items() if preset.needs_features}
     siblings = {name for name, preset in PRESETS.items() if preset.needs_siblings}
     published = {"paper", "released-qwen3-4b", "released-olmo3-7b", "same-rollout"}
-    assert features == {"poise", "poise-value", "prompt-only", "poise-single"} | published
+    assert features == {"poise", "poise-value", "prompt-only", "poise-single", "poise-light"} | published
     assert siblings == {"rloo"} | published
     assert {name for name, preset in PRESETS.items() if not preset.reads_siblings} == {
         "prompt-only",

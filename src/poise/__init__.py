@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from poise.baselines import Step
     from poise.features.hidden_states import capture_hidden_states
     from poise.features.rollout_features import Features, reasoning_mask, score_norm_weights, token_entropies
+    from poise.loops import advantages
     from poise.online import OnlineBaseline
     from poise.presets import PRESETS, Preset, preset
 
@@ -19,6 +20,7 @@ __all__ = [
     "OnlineBaseline",
     "Preset",
     "Step",
+    "advantages",
     "capture_hidden_states",
     "preset",
     "reasoning_mask",
@@ -30,6 +32,7 @@ MODULES = (
     "poise.features.rollout_features",
     "poise.baselines",
     "poise.online",
+    "poise.loops",
     "poise.presets",
 )
 

@@ -58,6 +58,7 @@ class Preset:
 
 
 _PROMPT = ("constant", "domain", "history", "prompt_states")
+_NO_STATES = ("constant", "domain", "history", "sibling_reward", "sibling_entropies")
 
 
 def _released(penalty: float, *, prompt_components: int, completion_components: int) -> EarlierStepsRecipe:
@@ -85,6 +86,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             Preset("shrunk-rloo", LeaveOnePromptOutRecipe(evidence=("constant", "domain", "sibling_reward"))),
             Preset("prompt-only", LeaveOnePromptOutRecipe(evidence=_PROMPT)),
             Preset("poise-single", LeaveOnePromptOutRecipe(evidence=_PROMPT, weighted=True)),
+            Preset("poise-light", LeaveOnePromptOutRecipe(evidence=_NO_STATES, weighted=True)),
             Preset("group-mean", RewardsRecipe("group-mean")),
             Preset("same-rollout", EarlierStepsRecipe(target="own", cross_rollout=False)),
             Preset("none", RewardsRecipe("none")),
