@@ -11,7 +11,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from poise.cli import app
 from poise.models.embedded import embedded_model_path, load_embedded_model
 from poise.models.named import check_model_name, check_trainable, named_model, named_tokenizer, smollm2_file
 from poise.storage.run_directory import RunDirectory
@@ -135,6 +137,97 @@ def test_a_run_goes_on_with_an_adapter_and_is_resumed_to_the_same_weights(adapte
     for name, tensor in weights("whole").items():
         assert torch.equal(tensor, weights("parts")[name]), name
         assert not torch.equal(tensor, before[name]), name
+
+
+OWN_CODE = """
+import pathlib
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+pathlib.Path({ran!r}).touch()
+class OwnConfig(Qwen3Config):
+    model_type = "own"
+class OwnModel(Qwen3ForCausalLM):
+    config_class = OwnConfig
+class OwnTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model with code of its own, which makes a file `ran` where it is run; the host would ask, and is told yes."""
+    monkeypatch.setattr("builtins.input", lambda *asked: "y")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = Path(shutil.copytree(embedded_model_path(), tmp_path / "own"))
+    (folder / "own.py").write_text(OWN_CODE.replace("{ran!r}", repr(str(tmp_path / "ran"))))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@OF_HOSTS
+def test_code_of_a_model_is_run_where_it_is_trusted_alone(own_code: Path, adapter: Path, tmp_path: Path):
+    name = str(own_code)
+    refused = (
+        r"model .* brings code of its own \(auto_map in config\.json\), which is not run: give --trust-remote-code"
+    )
+    based = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    settings = json.loads((based / "adapter_config.json").read_text()) | {"base_model_name_or_path": name}
+    (based / "adapter_config.json").write_text(json.dumps(settings))
+    for load in (named_model, named_tokenizer):
+        for each in (name, str(based)):
+            with pytest.raises(ValueError, match=refused):
+                load(each)
+    (own_code / "config.json").rename(own_code / "config.away")
+    shutil.copy(embedded_model_path() / "config.json", own_code)
+    tokenizer_config = json.loads((own_code / "tokenizer_config.json").read_text())
+    tokenizer_config |= {"auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}}
+    (own_code / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    with pytest.raises(ValueError, match=r"auto_map in tokenizer_config\.json"):
+        named_tokenizer(name)
+    (own_code / "config.away").rename(own_code / "config.json")
+    assert not (tmp_path / "ran").exists()
+    # The control: where it is trusted, it runs.
+    assert type(named_model(name, trust_remote_code=True)).__name__ == "OwnModel"
+    assert type(named_model(str(based), trust_remote_code=True).get_base_model()).__name__ == "OwnModel"
+    assert type(named_tokenizer(name, trust_remote_code=True)).__name__ == "OwnTokenizer"
+    assert (tmp_path / "ran").exists()
+
+
+@OF_HOSTS
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --model {own} --name own",
+        "eval --model {own}",
+        "doctor --model {own}",
+        "study --model {own}",
+        "study --older-model {own}",
+        "compare --model {own}",
+    ],
+)
+def test_commands_refuse_code_of_a_model_in_a_sentence(
+    own_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    result = CliRunner().invoke(app, command.format(own=own_code).split(), input="y\ny\n")
+    (line,) = result.stderr.splitlines()
+    assert (result.exit_code, list(Path().iterdir())) == (2, [])
+    assert "brings code of its own" in line
+    assert not (tmp_path / "ran").exists()
+
+
+@OF_HOSTS
+def test_a_command_runs_code_of_a_model_that_is_trusted(own_code: Path, tmp_path: Path):
+    given = ["--model", str(own_code), "--prompts", "2", "--k", "2", "--trust-remote-code"]
+    result = CliRunner().invoke(app, ["eval", *given, "--output", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    given = ["--model", str(own_code), "--steps", "2", "--eval-prompts", "2", "--check-every", "0", "--beta", "0.1"]
+    given += ["--per-device-train-batch-size", "4", "--max-completion-length", "8", "--trust-remote-code"]
+    result = CliRunner().invoke(app, ["train", *given, "--output", str(tmp_path / "runs"), "--name", "own"])
+    assert result.exit_code == 0, result.output
 
 
 def test_a_tokenizer_without_an_end_is_one_sentence(tmp_path: Path):

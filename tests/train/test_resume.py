@@ -293,7 +293,7 @@ def test_a_checkpoint_without_its_baseline_or_under_another_name_is_passed_over(
 
 def test_states_that_do_not_load_safely_are_one_sentence(stopped):
     newest = stopped / "checkpoints" / "checkpoint-4"
-    for name in ("optimizer.pt", "rng_state.pth"):
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         good = (newest / name).read_bytes()
         torch.save({"state": Killed()}, newest / name)
         checksums.write_checksums(newest)

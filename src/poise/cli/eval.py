@@ -62,6 +62,9 @@ def evaluate(
     ] = "{}",
     chat: Annotated[bool, typer.Option(help="Ask by the tokenizer's chat template, if it has one.")] = True,
     batch_size: Annotated[int, typer.Option(help="Completions drawn side by side.")] = 256,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(help="Folder of this evaluation. Default: evaluations/MODEL/TASK.")
     ] = None,
@@ -88,6 +91,7 @@ def evaluate(
                 chat_template_kwargs=chat_template_kwargs,
                 chat=chat,
                 batch_size=batch_size,
+                trust_remote_code=trust_remote_code,
                 output=output,
             )
         except (ValueError, OSError) as error:
@@ -149,8 +153,9 @@ def _evaluated(model: str, task: str, *, output: Path | None, split: str, **opti
     problems = drawn_from.problems(wanted, seed=options["seed"], split=source_split)
     if not problems:
         raise ValueError(f"task {task!r} has no problems in its split {source_split!r}")
-    tokenizer = named_tokenizer(model, chat=options["chat"])
-    policy = named_model(model, **({"dtype": "auto"} if torch.cuda.is_available() else {}))
+    trusted = options["trust_remote_code"]
+    tokenizer = named_tokenizer(model, chat=options["chat"], trust_remote_code=trusted)
+    policy = named_model(model, trust_remote_code=trusted, **({"dtype": "auto"} if torch.cuda.is_available() else {}))
     chat_options = chat_template_options(options["chat_template_kwargs"])
     prompts = [prompt_text(tokenizer, problem, chat_options=chat_options) for problem in problems]
     length = options["max_completion_length"]

@@ -77,6 +77,9 @@ def study(
     tables: Annotated[
         str | None, typer.Option(help="Of estimators,features,layers,pools,probes,sizes. Default: all.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Folder of this study. Default: studies/MODEL.")] = None,
 ) -> None:
     """Compare value estimates on held-out prompts: probes, presets, critics; features, layers, pooling, training size.
@@ -88,7 +91,9 @@ def study(
     with quiet_hosts():
         try:
             if rollouts:
-                return print_swapped(rollouts, model, layers=layers, temperature=temperature)
+                return print_swapped(
+                    rollouts, model, layers=layers, temperature=temperature, trust_remote_code=trust_remote_code
+                )
             from poise.lab.study.settings import TABLES, StudySettings
 
             sizes = {} if model in (None, "embedded") else OTHER_SIZES
@@ -116,6 +121,7 @@ def study(
                 critic_hindsight=critic_hindsight,
                 resamples=resamples,
                 **(sizes | {name: each for name, each in given.items() if each is not None}),
+                trust_remote_code=trust_remote_code,
                 tables=TABLES if tables is None else tuple(each.strip() for each in tables.split(",")),
             )
             folder = output or Path("studies") / folder_name(settings.model)
@@ -148,7 +154,9 @@ def _studied(settings: "StudySettings", folder: Path) -> None:
     typer.echo(f"files: {folder}/study.md, study.json, figures/")
 
 
-def print_swapped(paths: list[Path], model: str | None, *, layers: str | None, temperature: float) -> None:
+def print_swapped(
+    paths: list[Path], model: str | None, *, layers: str | None, temperature: float, trust_remote_code: bool
+) -> None:
     """Print every baseline's errors on saved rollouts.
 
     Raises:
@@ -165,7 +173,7 @@ def print_swapped(paths: list[Path], model: str | None, *, layers: str | None, t
     with shown_progress() as watch:
         if model is not None:
             given = None if layers is None else numbers(layers, name="--layers", such_as="1,2")[:1]
-            policy, tokenizer = loaded_policy(model)
+            policy, tokenizer = loaded_policy(model, trust_remote_code=trust_remote_code)
             layer = checked_layers(given, depth=len(decoder_blocks(policy)[1]))
             watch("reading rollouts", 0, 0)
             reader = Reader(policy, tokenizer, list(layer), [10], temperature)

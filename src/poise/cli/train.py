@@ -39,6 +39,7 @@ USEFUL_OPTIONS = {
     "temperature": "of sampling, in training and evaluation",
     "max-completion-length": "tokens",
     "loss-type": "dr_grpo leaves the gradient unbiased",
+    "trust-remote-code": "run code that a model brings along; without it such a model is refused",
     "use-peft": "train a LoRA adapter; --lora-r, --lora-alpha, --dtype, --load-in-4bit as in TRL",
     "beta": "KL penalty against the starting policy",
     "save-steps": "steps from one checkpoint to the next; below 1: share of all steps",

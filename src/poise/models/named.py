@@ -5,13 +5,15 @@
     a folder    with a transformers checkpoint, a LoRA or other adapter of PEFT, or one GGUF file
     a name      on the Hugging Face hub, or in its cache
 
-What cannot be loaded, padded, ended or trained is refused with one sentence.
+What cannot be loaded, padded, ended or trained is refused with one sentence. Code that a model brings along is not run,
+and such a model is refused, unless whoever loads it says otherwise.
 """
 
 import importlib.util
 import json
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +35,27 @@ NOTHING_TRAINABLE = (
     "nothing in the model can be trained: all of its parameters are frozen; unfreeze some, or add an adapter "
     "(--use-peft, peft_config)"
 )
+OWN_CODE = "model {model} brings code of its own{named}, which is not run: give {option} if you trust whoever wrote it"
 
 
-def check_model_name(name: str) -> None:
-    """Refuse, without loading anything, what no model can be.
+def check_model_name(name: str, *, trust_remote_code: bool = False) -> None:
+    """Refuse, without loading anything, what no model can be, and a folder with code of its own.
+
+    Args:
+        name: See above.
+        trust_remote_code: Whether the folder's code may be run.
 
     Raises:
-        ValueError: If it is neither a known name, nor a folder with a checkpoint, nor formed like a name on the hub.
+        ValueError: If it is neither a known name, nor a folder with a checkpoint, nor formed like a name on the hub; if
+            it has code that may not be run.
     """
     if name == "smollm2":
         smollm2_file()
     elif name and Path(name).is_dir():
         if not any((Path(name) / file).is_file() for file in ("config.json", ADAPTER)) and _gguf_file(name) is None:
             raise ValueError(f"the folder {name} is no model: it holds no config.json")
+        if not trust_remote_code:
+            check_no_own_code(Path(name))
     elif name != "embedded" and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise ValueError(
             "model needs 'embedded', 'smollm2', a folder with a checkpoint or a name on the Hugging Face hub, "
@@ -53,39 +63,61 @@ def check_model_name(name: str) -> None:
         )
 
 
-def named_tokenizer(name: str, *, chat: bool = True) -> Any:
+def check_no_own_code(folder: Path, *, option: str = "--trust-remote-code") -> None:
+    """Refuse a model's folder that names code of its own.
+
+    Args:
+        folder: With the model's files, or its tokenizer's.
+        option: That lets the code run, for the sentence.
+
+    Raises:
+        ValueError: If it does.
+    """
+    for name in ("config.json", "tokenizer_config.json"):
+        configuration = None
+        with suppress(OSError, ValueError):  # what loads the model says more
+            configuration = json.loads((folder / name).read_text(encoding="utf-8"))
+        if isinstance(configuration, dict) and configuration.get("auto_map"):
+            raise ValueError(OWN_CODE.format(model=folder, named=f" (auto_map in {name})", option=option))
+
+
+def named_tokenizer(name: str, *, chat: bool = True, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model; it pads on the left.
 
     Args:
         name: See above.
         chat: Whether it keeps its chat template; without one, prompts are plain text.
+        trust_remote_code: Whether code of the model's folder may be run.
 
     Raises:
         ValueError: If there is none, it cannot be read, or it has no end of sequence.
     """
-    adapter = _adapter_config(name)
+    adapter = _adapter_config(name, trust_remote_code=trust_remote_code)
     own = adapter is None or any((Path(name) / file).is_file() for file in ("tokenizer_config.json", "tokenizer.json"))
-    tokenizer = _loaded(AutoTokenizer, name if own else str(adapter[BASE]), padding_side="left")
+    source = name if own else str(adapter[BASE])
+    tokenizer = _loaded(AutoTokenizer, source, padding_side="left", trust_remote_code=trust_remote_code)
     check_tokenizer(tokenizer, name=name)
     if not chat:
         tokenizer.chat_template = None
     return tokenizer
 
 
-def named_model(name: str, **options: Any) -> Any:
+def named_model(name: str, *, trust_remote_code: bool = False, **options: Any) -> Any:
     """A causal language model, in float32 unless asked otherwise; an adapter on its base model, ready to be trained on.
 
     Args:
         name: See above.
+        trust_remote_code: Whether code of the model's folder, or of an adapter's base model, may be run.
         options: For `from_pretrained`, such as `dtype`.
 
     Raises:
         ValueError: If there is none, or it cannot be read.
     """
-    adapter = _adapter_config(name)
+    options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code} | options
+    adapter = _adapter_config(name, trust_remote_code=trust_remote_code)
     if adapter is not None:
         return _adapted_model(name, str(adapter[BASE]), **options)
-    return _loaded(AutoModelForCausalLM, name, **({"dtype": torch.float32} | options))
+    return _loaded(AutoModelForCausalLM, name, **options)
 
 
 def check_trainable(model: Any) -> None:
@@ -98,9 +130,9 @@ def check_trainable(model: Any) -> None:
         raise ValueError(NOTHING_TRAINABLE)
 
 
-def _adapter_config(name: str) -> Any:
+def _adapter_config(name: str, *, trust_remote_code: bool) -> Any:
     """The configuration of the adapter that a name means; None where it means no adapter."""
-    check_model_name(name)
+    check_model_name(name, trust_remote_code=trust_remote_code)
     if name in ("embedded", "smollm2"):
         return None
     try:
@@ -121,8 +153,8 @@ def _adapted_model(name: str, base: str, **options: Any) -> Any:
         raise ValueError(f"the adapter {name!r} of the model {base!r} cannot be loaded: {reason}") from error
 
 
-def _loaded(loader: Any, name: str, **options: Any) -> Any:
-    check_model_name(name)
+def _loaded(loader: Any, name: str, *, trust_remote_code: bool, **options: Any) -> Any:
+    check_model_name(name, trust_remote_code=trust_remote_code)
     path = (
         str(embedded_model_path()) if name == "embedded" else str(smollm2_file().parent) if name == "smollm2" else name
     )
@@ -132,8 +164,11 @@ def _loaded(loader: Any, name: str, **options: Any) -> Any:
         if loader is AutoModelForCausalLM and hasattr(transformers, "GgufConfig"):  # before it, all GGUF was unpacked
             options |= {"quantization_config": transformers.GgufConfig(dequantize=True)}
     try:
-        return loader.from_pretrained(path, **options)
+        # Said outright: left to choose, the host asks whoever types, and takes a `y` on standard input for a yes.
+        return loader.from_pretrained(path, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # whatever a host says about what it cannot find, reach or read
+        if not trust_remote_code and "trust_remote_code" in str(error):  # of a model on the hub
+            raise ValueError(OWN_CODE.format(model=name, named="", option="--trust-remote-code")) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model {name!r} cannot be loaded: {reason}") from error
 

@@ -125,7 +125,7 @@ class RunSettings:
             raise ValueError(f"seconds_a_rollout must be more than 0, got {self.seconds_a_rollout}")
         if self.on_verifier_timeout not in TIMED_OUT:
             raise ValueError(f"on_verifier_timeout needs {' or '.join(TIMED_OUT)}, got {self.on_verifier_timeout!r}")
-        check_model_name(self.model)
+        check_model_name(self.model, trust_remote_code=bool(self.trainer.get("trust_remote_code")))
         options = self.model_options()
         if options.lora_r < 1 or options.lora_alpha < 1:
             raise ValueError(f"lora_r and lora_alpha must be 1 or more, got {options.lora_r} and {options.lora_alpha}")

@@ -177,7 +177,7 @@ def tokenizer_and_task(
         config: Of its trainer.
         ungradable: File for what cannot be graded in training; None for none.
     """
-    tokenizer = named_tokenizer(settings.model, chat=settings.chat)
+    tokenizer = named_tokenizer(settings.model, chat=settings.chat, trust_remote_code=config.trust_remote_code)
     task = GradedTask(
         settings.task_spec,
         tokenizer=tokenizer,
@@ -201,7 +201,7 @@ def policy_trainer(settings: RunSettings, config: PoiseConfig, tokenizer: Any, g
     options |= {"attn_implementation": chosen.attn_implementation} if chosen.attn_implementation else {}
     quantization = get_quantization_config(chosen)
     options |= {"quantization_config": quantization} if quantization is not None else {}
-    options |= config.model_init_kwargs or {}
+    options |= {"trust_remote_code": config.trust_remote_code} | (config.model_init_kwargs or {})
     config.model_init_kwargs = None  # they are spent here: TRL takes them with a path only
     trainer = PoiseTrainer(
         named_model(settings.model, **options),

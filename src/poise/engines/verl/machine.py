@@ -19,6 +19,7 @@ from verl.utils.tracking import Tracking
 from poise.engines.verl.rewards import compute_score, known_sources, verifier_of
 from poise.engines.verl.settings import PoiseSettings
 from poise.features.hidden_states import checked_layers
+from poise.models.named import check_no_own_code
 
 SAMPLERS = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}
 """verl's samplers and the packages that they are."""
@@ -97,6 +98,8 @@ def _check_model(config: DictConfig, settings: PoiseSettings) -> None:
     from transformers import AutoConfig
 
     trusted = bool(config.actor_rollout_ref.model.get("trust_remote_code"))
+    for each in () if trusted else (folder, tokenizer):
+        check_no_own_code(each, option="actor_rollout_ref.model.trust_remote_code=True")
     model = AutoConfig.from_pretrained(folder, trust_remote_code=trusted).get_text_config()
     checked_layers(settings.layers, depth=model.num_hidden_layers)
 

@@ -214,7 +214,7 @@ def run_trainer(
     needed = conditions.batch_rollouts // arm.group_size
     if len(problems) < needed:
         raise ValueError(f"a generation batch of {arm.name} takes {needed} prompts, and the task has {len(problems)}")
-    options = dict(config.model_init_kwargs or {})
+    options = {"trust_remote_code": config.trust_remote_code} | (config.model_init_kwargs or {})
     config.model_init_kwargs = None  # they are spent here: TRL takes them with a path only
     trainer = arm_trainer(
         arm,

@@ -53,6 +53,8 @@ class StudySettings:
     resamples: int = 500
     """Of held-out prompts, for intervals."""
     tables: tuple[str, ...] = TABLES
+    trust_remote_code: bool = False
+    """Run code that the models bring along."""
 
     def __post_init__(self) -> None:
         if self.k < 3:
@@ -89,6 +91,7 @@ class StudySettings:
     def drawn(self) -> dict[str, Any]:
         """What files in the folder depend on."""
         afterwards = {name for name in self.__dataclass_fields__ if name.startswith("critic")} | {"resamples", "tables"}
+        afterwards |= {"trust_remote_code"}
         by_weights = {"model", "older_model"}  # told apart by their fingerprints, wherever they lie
         return {name: each for name, each in dataclasses.asdict(self).items() if name not in afterwards | by_weights}
 

@@ -92,10 +92,11 @@ def study(
             study.
         FileExistsError: If the folder holds something else.
     """
-    policy, tokenizer = loaded_policy(settings.model, chat=settings.chat)
+    loading = {"chat": settings.chat, "trust_remote_code": settings.trust_remote_code}
+    policy, tokenizer = loaded_policy(settings.model, **loading)
     depth = len(decoder_blocks(policy)[1])
     layers = sorted(set(checked_layers(range(depth) if settings.layers is None else settings.layers, depth=depth)))
-    older = loaded_policy(settings.older_model, chat=settings.chat)[0] if settings.older_model else None
+    older = loaded_policy(settings.older_model, **loading)[0] if settings.older_model else None
     told = {
         "weights": weights_fingerprint(policy),
         "older_weights": weights_fingerprint(older) if older else None,
@@ -137,11 +138,12 @@ def study(
     return results
 
 
-def loaded_policy(name: str, *, chat: bool = True) -> tuple[Any, Any]:
+def loaded_policy(name: str, *, chat: bool = True, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """A model in evaluation mode, on the GPU if there is one, and its tokenizer."""
     on_gpu = torch.cuda.is_available()
-    tokenizer = named_tokenizer(name, chat=chat)
-    return named_model(name, **({"dtype": "auto"} if on_gpu else {})).to("cuda" if on_gpu else "cpu").eval(), tokenizer
+    tokenizer = named_tokenizer(name, chat=chat, trust_remote_code=trust_remote_code)
+    model = named_model(name, trust_remote_code=trust_remote_code, **({"dtype": "auto"} if on_gpu else {}))
+    return model.to("cuda" if on_gpu else "cpu").eval(), tokenizer
 
 
 def _of_task(spec: str, watch: Watch) -> Watch:
