@@ -1,13 +1,35 @@
 """The command `poise`: one file a subcommand, which parses and prints and nothing else."""
 
+import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from poise.cli import compare, data, doctor, eval, report, study, train
+from poise.cli.terminal import said
+
+
+class PoiseGroup(TyperGroup):
+    """The commands, to which a line that cannot be read is one sentence, as other wrong input is."""
+
+    def main(self, *positional: Any, **named: Any) -> Any:
+        """Run a command and leave."""
+        try:
+            code = super().main(*positional, **(named | {"standalone_mode": False}))
+        except typer.BadParameter.__bases__ as error:  # of usage, which typer does not name
+            context = getattr(error, "ctx", None)
+            if not error.format_message():  # nothing was asked for, and the help is the answer
+                print(context.get_help())
+                sys.exit(2)
+            command = context.info_name if context is not None and context.parent else ""
+            code = said(command, f"{error.format_message().rstrip('.')}; --help says more", code=2).exit_code
+        sys.exit(code)
+
 
 app = typer.Typer(
+    cls=PoiseGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from poise.cli.given_settings import extra_options, numbers
-from poise.cli.terminal import console, quiet_hosts, shown_progress
+from poise.cli.terminal import console, quiet_hosts, said, shown_progress
 
 if TYPE_CHECKING:
     from poise.lab.compare.plan import Comparison
@@ -77,8 +77,7 @@ def compare(
                 raise ValueError(f"jobs must be 1 or more, got {jobs}")
             schedule = _announced(comparison, output, jobs=jobs)
         except (ValueError, FileExistsError, FileNotFoundError) as error:
-            typer.echo(f"poise compare: {error}", err=True)
-            raise typer.Exit(2) from error
+            raise said("compare", error, code=2) from error
         print_results(_carried_out(schedule, jobs=jobs), output)
 
 
@@ -121,7 +120,6 @@ def _announced(comparison: "Comparison", folder: Path, *, jobs: int) -> "Schedul
         f"results go to {folder}; the same command goes on after an interruption",
         sep="\n",
         soft_wrap=True,
-        markup=False,
     )
     return schedule
 
@@ -135,11 +133,9 @@ def _carried_out(schedule: "Schedule", *, jobs: int) -> Mapping[str, Any]:
         with shown_progress() as watch:
             schedule.carry_out(jobs=jobs, watch=watch)
     except RunFailed as error:
-        typer.echo(f"poise compare: {error}; complete runs are kept, the same command goes on", err=True)
-        raise typer.Exit(1) from error
+        raise said("compare", f"{error}; complete runs are kept, the same command goes on", code=1) from error
     except KeyboardInterrupt as error:
-        typer.echo("poise compare: interrupted; complete runs are kept, the same command goes on", err=True)
-        raise typer.Exit(130) from error
+        raise said("compare", "interrupted; complete runs are kept, the same command goes on", code=130) from error
     return write_results(schedule)
 
 
@@ -171,7 +167,6 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
         f"files: {folder}/compare.md, compare.json, accuracy.svg, runs/",
         sep="\n",
         soft_wrap=True,
-        markup=False,
     )
 
 
@@ -180,4 +175,4 @@ def print_arms() -> None:
     from poise.lab.compare.arms import ARMS
 
     for arm in ARMS.values():
-        console.print(f"{arm.name}: {arm.about}", markup=False, soft_wrap=True)
+        console.print(f"{arm.name}: {arm.about}", soft_wrap=True)

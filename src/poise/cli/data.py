@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from poise.cli.eval import named_task
-from poise.cli.terminal import quiet_hosts
+from poise.cli.terminal import print_text, quiet_hosts, said
 
 FORMATS = ("verl",)
 GENERATED = ("embedded", "reasoning-gym:")
@@ -38,9 +38,8 @@ def data(
         try:
             written = _write(task, output, form, split, num, seed, data_dir, instruction)
         except (ValueError, OSError) as error:
-            typer.echo(f"poise data: {error}", err=True)
-            raise typer.Exit(2) from error
-    typer.echo(f"{output}: {written} problems")
+            raise said("data", error, code=2) from error
+    print_text(f"{output}: {written} problems")
 
 
 def _write(

@@ -12,7 +12,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from poise.cli.given_settings import config_file, extra_options
-from poise.cli.terminal import console, quiet_hosts
+from poise.cli.terminal import console, quiet_hosts, said
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -49,11 +49,10 @@ def doctor(
             for finding in _findings(run, extra_options(given), output):
                 if console.is_terminal:
                     console.print(f"checked {finding.check}", style="dim")
-                table.add_row(finding.check, Text(finding.level, style=COLOURS[finding.level]), Text(finding.sentence))
+                table.add_row(finding.check, Text(finding.level, style=COLOURS[finding.level]), finding.sentence)
                 failed = failed or finding.level == "fail"
         except (ValueError, OSError) as error:
-            typer.echo(f"poise doctor: {error}", err=True)
-            raise typer.Exit(2) from error
+            raise said("doctor", error, code=2) from error
     console.print(table)
     if failed:
         raise typer.Exit(1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from poise.cli.given_settings import config_file
-from poise.cli.terminal import print_note, quiet_hosts, shown_progress
+from poise.cli.terminal import print_note, print_text, quiet_hosts, said, shown_progress
 
 if TYPE_CHECKING:
     from poise.tasks.problem import Problem
@@ -95,13 +95,11 @@ def evaluate(
                 output=output,
             )
         except (ValueError, OSError) as error:
-            typer.echo(f"poise eval: {error}", err=True)
-            raise typer.Exit(2) from error
+            raise said("eval", error, code=2) from error
         except KeyboardInterrupt as error:
-            typer.echo("poise eval: interrupted; the same command goes on from here", err=True)
-            raise typer.Exit(130) from error
-    typer.echo(results_md)
-    typer.echo(f"files: {folder}/results.json, results.md, completions/")
+            raise said("eval", "interrupted; the same command goes on from here", code=130) from error
+    print_text(results_md)
+    print_text(f"files: {folder}/results.json, results.md, completions/")
 
 
 def model_and_task(run: Path | None, model: str | None, task: str | None) -> tuple[str, str]:

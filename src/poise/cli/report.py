@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from poise.cli.terminal import print_text, said
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the command `report`."""
@@ -28,6 +30,5 @@ def report(
     try:
         written = write_report(RunDirectory(run), output)
     except (ValueError, OSError) as error:
-        typer.echo(f"poise report: {error}", err=True)
-        raise typer.Exit(2) from error
-    typer.echo(written)
+        raise said("report", error, code=2) from error
+    print_text(written)

@@ -12,7 +12,7 @@ import typer
 
 from poise.cli.eval import folder_name
 from poise.cli.given_settings import numbers
-from poise.cli.terminal import console, quiet_hosts, shown_progress
+from poise.cli.terminal import console, print_text, quiet_hosts, said, shown_progress
 
 if TYPE_CHECKING:
     from poise.lab.study.settings import StudySettings
@@ -128,11 +128,9 @@ def study(
             console.print(f"a study of {settings.model}; everything goes to {folder}", soft_wrap=True)
             _studied(settings, folder)
         except (ValueError, OSError) as error:
-            typer.echo(f"poise study: {error}", err=True)
-            raise typer.Exit(2) from error
+            raise said("study", error, code=2) from error
         except KeyboardInterrupt as error:
-            typer.echo("poise study: interrupted; the same command goes on from here", err=True)
-            raise typer.Exit(130) from error
+            raise said("study", "interrupted; the same command goes on from here", code=130) from error
 
 
 def _studied(settings: "StudySettings", folder: Path) -> None:
@@ -143,15 +141,15 @@ def _studied(settings: "StudySettings", folder: Path) -> None:
 
     def report(results: "StudyResults") -> None:
         write_study(results, folder, command=command)
-        typer.echo(task_markdown(results.tasks[-1]))
+        print_text(task_markdown(results.tasks[-1]))
 
     with shown_progress() as watch:
         results = study(settings, folder, watch=watch, report=report)
     for sentence in results.skipped:
         console.print(f"left out: {sentence}", soft_wrap=True)
     if len(results.tasks) > 1 and "estimators" in settings.tables:
-        typer.echo(study_markdown(results, command=command).split("\n## ")[1])
-    typer.echo(f"files: {folder}/study.md, study.json, figures/")
+        print_text(study_markdown(results, command=command).split("\n## ")[1])
+    print_text(f"files: {folder}/study.md, study.json, figures/")
 
 
 def print_swapped(
@@ -179,4 +177,4 @@ def print_swapped(
             reader = Reader(policy, tokenizer, list(layer), [10], temperature)
             features, weights = saved_features(rollouts, reader, model=model)
         swapped = swapped_baselines(rollouts, features, weights, watch=watch)
-    typer.echo(swapped_markdown(swapped))
+    print_text(swapped_markdown(swapped))

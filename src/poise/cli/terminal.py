@@ -13,18 +13,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.text import Text
 
-from poise.storage.shown_text import spelled_out
+from poise.storage.shown_text import shortened, spelled_out
+
+LONGEST_TEXT = 4000
+"""Characters that are shown of a sentence or a cell."""
 
 
 class PlainConsole(Console):
-    """A console to which text is text: no markup, no emoji, no escape sequences of whoever wrote it."""
+    """A console to which text is text: no markup, no emoji, no escape sequences of whoever wrote it.
+
+    Text is handed to it as `str`: a `rich.text.Text` is shown as it is.
+    """
 
     def render_str(self, text: str, **named: Any) -> Text:
         """A string, or a cell of a table, as it stands there."""
-        return super().render_str(spelled_out(text), **(named | {"markup": False, "emoji": False}))
+        return super().render_str(
+            spelled_out(shortened(text, LONGEST_TEXT)), **(named | {"markup": False, "emoji": False})
+        )
 
 
 console = PlainConsole(highlight=False, markup=False, emoji=False)
@@ -72,7 +81,28 @@ class SentenceHandler(logging.Handler):
 
 def print_note(sentence: str) -> None:
     """Say something that matters and is no error."""
-    console.print(f"note: {sentence}", soft_wrap=True, markup=False)
+    console.print(f"note: {sentence}", soft_wrap=True)
+
+
+def print_text(text: object) -> None:
+    """Print lines as they are, for whoever reads them on: pages of results, names of files."""
+    typer.echo(spelled_out(str(text)))
+
+
+def said(command: str, trouble: object, *, code: int, then: str | None = None) -> typer.Exit:
+    """Print to standard error what went wrong, as one line, and what to do then; the exit to raise.
+
+    Args:
+        command: The subcommand.
+        trouble: A sentence, or an error with one.
+        code: Of the exit: 2 for wrong input, 1 for what went wrong later.
+        then: Another line.
+    """
+    line = " ".join(part.strip() for part in f"{f'poise {command}'.strip()}: {trouble}".split("\n"))
+    for each in (shortened(line, LONGEST_TEXT), then):
+        if each:
+            typer.echo(spelled_out(each), err=True)
+    return typer.Exit(code)
 
 
 @contextmanager
@@ -116,7 +146,7 @@ def shown_progress(*, every: float = 10.0) -> Iterator[Callable[[str, float | in
                 return
             last = now
             left = f", about {clock((now - since) / (done - first) * (total - done))} left" if done > first else ""
-            console.print(f"{what} {done:.4g}/{total:.4g}{left}" if total else what, soft_wrap=True, markup=False)
+            console.print(f"{what} {done:.4g}/{total:.4g}{left}" if total else what, soft_wrap=True)
 
         yield tell
         return
@@ -131,7 +161,7 @@ def shown_progress(*, every: float = 10.0) -> Iterator[Callable[[str, float | in
             if total and total != whole:  # the time left is that of this part
                 bar.reset(shown)
             whole = total or whole
-            bar.update(shown, description=what, completed=done, total=total or None)
+            bar.update(shown, description=spelled_out(shortened(what)), completed=done, total=total or None)
 
         yield show
 

@@ -21,9 +21,8 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from poise.cli.given_settings import config_file, extra_options
-from poise.cli.terminal import clock, console, print_note, quiet_hosts, stop_on_interrupt
+from poise.cli.terminal import clock, console, print_note, quiet_hosts, said, stop_on_interrupt
 from poise.cli.train_progress import shown_progress
-from poise.storage.shown_text import spelled_out
 
 if TYPE_CHECKING:
     from poise.storage.run_directory import RunDirectory
@@ -39,8 +38,8 @@ USEFUL_OPTIONS = {
     "temperature": "of sampling, in training and evaluation",
     "max-completion-length": "tokens",
     "loss-type": "dr_grpo leaves the gradient unbiased",
-    "trust-remote-code": "run code that a model brings along; without it such a model is refused",
     "use-peft": "train a LoRA adapter; --lora-r, --lora-alpha, --dtype, --load-in-4bit as in TRL",
+    "trust-remote-code": "run code that a model brings along; without it such a model is refused",
     "beta": "KL penalty against the starting policy",
     "save-steps": "steps from one checkpoint to the next; below 1: share of all steps",
 }
@@ -116,7 +115,7 @@ def train(
             of_line = {key: value for key, value in named.items() if value is not None} | extra_options(context.args)
             ready = announced_run(of_file, of_line, config=config, output=output, name=name)
         except (ValueError, OSError) as error:
-            raise said(error, code=2) from error
+            raise said("train", error, code=2) from error
         if ready is None:
             return None
         from poise.engines.trl.checkpoints import CheckpointError
@@ -125,28 +124,19 @@ def train(
             with stop_on_interrupt() as asked, shown_progress() as watch:
                 summary = ready.train(watch=watch, stop=lambda: bool(asked))
         except (CheckpointError, BlockingIOError) as error:
-            raise said(error, code=2) from error
+            raise said("train", error, code=2) from error
         except RewardError as error:
-            raise said(error, code=1, then=command_to_go_on(ready.directory.path)) from error
+            raise said("train", error, code=1, then=command_to_go_on(ready.directory.path)) from error
         except (OSError, FloatingPointError) as error:
             if isinstance(error, OSError) and not is_about_the_disk(error):  # of a reward function, say
                 raise
-            raise said(error, code=1, then=command_to_go_on(ready.directory.path)) from error
+            raise said("train", error, code=1, then=command_to_go_on(ready.directory.path)) from error
         except KeyboardInterrupt as error:
-            raise said("stopped at once", code=130, then=command_to_go_on(ready.directory.path)) from error
+            raise said("train", "stopped at once", code=130, then=command_to_go_on(ready.directory.path)) from error
         print_summary(summary, ready.directory.path)
         if summary["stopped_because"]:
             print_ungradable(ready.directory.ungradable)
-            typer.echo(f"poise train: stopped: {summary['stopped_because']}", err=True)
-            raise typer.Exit(1)
-
-
-def said(trouble: object, *, code: int, then: str | None = None) -> typer.Exit:
-    """Print what went wrong, in one sentence, and what to do then; the exit to raise."""
-    typer.echo(spelled_out(f"poise train: {trouble}"), err=True)
-    if then:
-        typer.echo(then, err=True)
-    return typer.Exit(code)
+            raise said("train", f"stopped: {summary['stopped_because']}", code=1)
 
 
 def is_about_the_disk(error: OSError) -> bool:
@@ -193,7 +183,6 @@ def announced_run(
         f"poise: {settings.model} model on {', '.join(shown)}; "
         f"baseline {resolved['preset']!r}, {settings.steps} steps, seed {settings.seed}",
         soft_wrap=True,
-        markup=False,
     )
     if settings.model == "embedded" and not settings.task_spec.startswith("embedded"):
         print_note(
@@ -204,15 +193,14 @@ def announced_run(
         console.print(
             f"this run is done, and its results are in {directory.path}: to train once more, give another --name",
             soft_wrap=True,
-            markup=False,
         )
         return None
-    console.print(f"results go to {directory.path}", soft_wrap=True, markup=False)
+    console.print(f"results go to {directory.path}", soft_wrap=True)
     run = TrainingRun(settings, directory, built)
     if not run.is_done:  # another process may have finished it meanwhile
-        console.print(run.graded_task.what_is_measured, soft_wrap=True, markup=False)
+        console.print(run.graded_task.what_is_measured, soft_wrap=True)
     if run.checkpoint:
-        console.print(f"goes on from {run.checkpoint.name}", markup=False)
+        console.print(f"goes on from {run.checkpoint.name}")
     return run
 
 
@@ -287,7 +275,7 @@ def print_ungradable(path: Path, num: int = 3) -> None:
         case = json.loads(line)
         shown = {name: case[name] for name in ("prompt", "completion", "answer")}
         parts = ", ".join(f"{name} {text!r:.100}" for name, text in shown.items())
-        console.print(f"ungradable at step {case['step']}: {case['cause']}: {parts}", soft_wrap=True, markup=False)
+        console.print(f"ungradable at step {case['step']}: {case['cause']}: {parts}", soft_wrap=True)
 
 
 def print_options() -> None:
@@ -313,4 +301,4 @@ def print_options() -> None:
         default = each.default if each.default_factory is MISSING else each.default_factory()
         default = EMBEDDED_DEFAULTS.get(each.name, getattr(default, "value", default))
         sentence = " ".join(str(each.metadata.get("help", "")).split()).split(". ")[0]
-        console.print(f"--{each.name.replace('_', '-')} ({default})  {sentence}", markup=False, soft_wrap=True)
+        console.print(f"--{each.name.replace('_', '-')} ({default})  {sentence}", soft_wrap=True)

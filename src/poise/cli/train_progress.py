@@ -24,7 +24,7 @@ def shown_progress() -> Iterator[Any]:
         yield PlainLines()
         return
     bar = Bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("steps, left"),

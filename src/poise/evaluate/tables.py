@@ -4,13 +4,17 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from poise.storage.shown_text import shortened, spelled_out
+
 NONE = "–"
 """Stands where a number does not apply."""
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose first column is text and whose other columns are numbers, with a line's end after each row."""
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (heads, *rows)]
+    cells = [
+        [spelled_out(shortened(cell)).replace("|", "\\|").replace("\n", " ") for cell in row] for row in (heads, *rows)
+    ]
     sides = ["left", *["right"] * (len(heads) - 1)]
     return tabulate(cells[1:], cells[0], tablefmt="pipe", colalign=sides, disable_numparse=True) + "\n"
 

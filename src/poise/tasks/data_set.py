@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from poise.storage.shown_text import LONGEST_NAME
 from poise.tasks.answers import equal, parsed
 from poise.tasks.choices import option_letter, options_of, with_options
 from poise.tasks.problem import Messages, Problem, ProblemSource, prompt_text, split_of
@@ -166,10 +167,16 @@ class DataSet:
         elif verifier == "choice" and options:
             details = {"options": options.texts}
         domain = _value(row, names["domain"])
+        domain = Path(self.source).stem if domain is None else str(domain)
+        if len(domain) > LONGEST_NAME:
+            raise ValueError(
+                f"{place}: a domain has a name of {LONGEST_NAME} characters at most, and the column "
+                f"{names['domain']!r} holds {len(domain)}"
+            )
         return Problem(
             prompt,
             _answer(answer),
-            str(domain) if domain is not None else Path(self.source).stem,
+            domain,
             verifier=verifier,
             details=json.dumps(details) if details else "",
             messages=messages,

@@ -21,6 +21,7 @@ from verl.utils.device import auto_set_device
 
 from poise.engines.verl.machine import check_machine, has_wandb_key
 from poise.engines.verl.settings import PoiseSettings, checked_settings, sources_of_bias
+from poise.storage.shown_text import spelled_out
 
 TESTED_RELEASE = (0, 9)
 PLUGIN = "poise.engines.verl.plugin"
@@ -116,7 +117,7 @@ def check(config: DictConfig) -> PoiseSettings:
     except (OmegaConfBaseException, AssertionError) as error:
         raise ValueError(first_line(error)) from error
     for source in sources_of_bias(config, settings):
-        print(f"poise: the policy gradient is not exactly unbiased: {source}")
+        print(spelled_out(f"poise: the policy gradient is not exactly unbiased: {source}"))
     return settings
 
 
@@ -138,7 +139,7 @@ def composed_run(config: DictConfig) -> None:
     except (ValueError, OSError) as error:
         refuse(first_line(error))
     folder = Path(config.trainer.default_local_dir).absolute()
-    print(f"poise: checkpoints, metrics.jsonl and rollouts go to {folder}: `poise report` shows them")
+    print(spelled_out(f"poise: checkpoints, metrics.jsonl and rollouts go to {folder}: `poise report` shows them"))
     run_ppo(completed(config), task_runner_class=ray.remote(PoiseTaskRunner))
 
 
@@ -153,5 +154,5 @@ def run() -> None:
 
 def refuse(sentence: str) -> NoReturn:
     """Leave with one sentence and exit code 2."""
-    print(f"poise-verl: {sentence}", file=sys.stderr)
+    print(spelled_out(f"poise-verl: {sentence}"), file=sys.stderr)
     raise SystemExit(2)
