@@ -63,6 +63,33 @@ test-slow: .venv/installed  ## the tests that take minutes
 test-kill: .venv/installed  ## kill a run at 20 random moments, resume it, compare byte by byte (ten minutes)
 	$(TEST_ENV) $(BIN)/python scripts/kill_and_resume.py --kills 20
 
+.PHONY: test-soak
+test-soak: .venv/installed  ## ten minutes of fuzzed steps, corrupted checkpoints, killed and raced runs, hostile rewards
+	$(TEST_ENV) $(BIN)/python scripts/soak.py --minutes 10
+
+# How constraints-lowest.txt is made stands at its head.
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt torch
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[train,tasks]' \
+		pytest pytest-xdist beartype hypothesis
+	@touch $@
+
+.PHONY: test-lowest
+test-lowest: .venv-lowest/installed  ## library, TRL engine, commands and rewards with the lowest versions that pyproject.toml allows
+	$(TEST_ENV) .venv-lowest/bin/python -m pytest -q -m 'not slow and not gpu' -W default -n 2 --dist worksteal \
+		tests/test_online.py tests/features tests/tasks tests/engines tests/train tests/cli --ignore tests/engines/verl
+
+# An old version with known vulnerabilities is looked up first: where none is found, the list cannot be reached.
+AUDIT := .venv-audit/bin/pip-audit --no-deps --disable-pip --progress-spinner off
+.PHONY: audit
+audit:  ## look for known vulnerabilities of the tested versions, where their list can be reached
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }
+	@echo 'jinja2==2.4.1' > .venv-audit/old.txt
+	@if $(AUDIT) -r .venv-audit/old.txt 2>&1 | grep -q '^Found'; then \
+		for each in constraints.txt constraints-verl.txt; do echo "$$each:"; $(AUDIT) --strict -r $$each || exit 1; done; \
+	else echo "skipped: the list of known vulnerabilities cannot be reached from here"; fi
+
 # The wheel alone in a fresh environment, away from the checkout: what a user's `pip install` gives.
 .PHONY: dist
 dist: .venv/installed  ## build wheel and sdist, install the wheel alone and with [train], and run both
