@@ -1,9 +1,9 @@
-"""Does a run that is killed, and started again by the same command, end as one that was never killed?
+"""A harness that kills a run at random moments, starts it again, and compares it with one in peace.
 
     python scripts/kill_and_resume.py --kills 20
 
 A short `poise train` on the embedded model runs once in peace. Then it runs again, is ended by SIGKILL at a random
-moment (every third time while a checkpoint is being written) and started again. The rule: at the end every file must
+moment (every third time while a checkpoint is being written) and started again. At the end every file must
 be the same to the byte: weights, optimizer, random generators, baseline, metrics, rollouts, summary. Wall-clock times
 alone may differ, and files that hold them are compared without.
 """

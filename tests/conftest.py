@@ -13,6 +13,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 # The same examples on every machine and no clock: a suite that draws anew fails on changes that are not at fault.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fixed")
+hypothesis.settings.register_profile("fresh", derandomize=False, deadline=None)  # of `make test-soak`
 
 
 @pytest.fixture(autouse=True)
