@@ -16,8 +16,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
 ]
 
-NAME = "[/math]\x1b[31m\u202e\x07a" + "\u0301" * 9
-"""Of a file, and so of a domain; of a run. Markup that ends nothing, an escape sequence, and stacked marks."""
+NAME = "[bold]\x1b[31m\u202e\x07a" + "\u0301" * 9
+"""Of a file, and of a run: markup, an escape sequence, and stacked marks."""
+DOMAIN = f"[/math]{NAME}"
+"""With markup that ends what never began."""
 LONG = "x" * 2**20
 LONGEST_LINE = 6000
 
@@ -42,8 +44,8 @@ def fault(text: str) -> str | None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a task, a broken task and a finished run on the task."""
     folder = tmp_path_factory.mktemp("hostile")
-    rows = [{"prompt": f"sum {n}+1", "answer": str(n + 1), "note": NAME + LONG * (n == 0)} for n in range(90)]
-    (folder / f"{NAME}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [{"prompt": f"sum {n}+1", "answer": str(n + 1), "note": DOMAIN + LONG * (n == 0)} for n in range(90)]
+    (folder / f"{NAME}.jsonl").write_text("\n".join(json.dumps(row | {"domain": DOMAIN}) for row in rows))
     (folder / f"{NAME}-cut.jsonl").write_text(f'{{"prompt": "{LONG}')
     (folder / "topics.jsonl").write_text(json.dumps(rows[1] | {"domain": NAME + LONG}))
     short = ["--steps", "2", "--eval-prompts", "4", "--check-every", "0", "--per-device-train-batch-size", "4"]
@@ -57,6 +59,7 @@ def test_a_run_prints_text_and_its_page_holds_text(folder: Path):
     printed = (folder / "printed.txt").read_text()
     assert fault(printed) is None
     assert spelled_out(NAME) in printed
+    assert spelled_out(DOMAIN) in printed
     page = (folder / NAME / "report.html").read_text()
     assert fault(page.replace("\n", " ")[:LONGEST_LINE]) is None
     assert not set(page) & set("\x1b\u202e\x07")
@@ -70,16 +73,16 @@ def test_a_run_prints_text_and_its_page_holds_text(folder: Path):
         (["data", "topics.jsonl", "{out}/x.parquet"], 2),
         (["eval", "{name}", "--prompts", "2", "--k", "2", "--output", "{out}"], 0),
         (["eval", "--task", "{name}-cut.jsonl"], 2),
-        (["eval", "--model", NAME], 2),
+        (["eval", "--model", f"{NAME}?"], 2),
         (["eval", LONG[:100_000]], 2),
         (["report", "{name}", "--output", "{out}/{name}.html"], 0),
         (["report", "{name}-gone"], 2),
-        (["study", "--rollouts", "{name}/rollouts/step-000001.parquet"], 0),
+        (["study", "--rollouts", "{name}/rollouts/step-000001.parquet"], 2),
         (["study", "--task", "{name}-cut.jsonl"], 2),
-        (["compare", "--task", "{name}-cut.jsonl", "--output", "{out}"], 1),
+        (["compare", "--task", "{name}-cut.jsonl", "--output", "{out}/compare"], 2),
         (["compare", "--arms", NAME], 2),
-        (["doctor", "--task", "{name}.jsonl"], 1),  # garbage does not solve it, and the embedded model is not asked
-        (["doctor", "{name}"], 1),
+        (["doctor", "--task", "{name}.jsonl"], 0),
+        (["doctor", "{name}"], 0),
         (["train", "--task", "{name}-cut.jsonl"], 2),
         (["train", "--model", LONG], 2),
         (["train", f"--{NAME}", "1"], 2),

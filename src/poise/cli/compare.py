@@ -61,6 +61,8 @@ def compare(
     with quiet_hosts():
         if list_arms:
             return print_arms()
+        from poise.lab.compare.run import check_conditions
+
         try:
             conditions = {
                 "rollouts": rollouts,
@@ -75,8 +77,9 @@ def compare(
             comparison = _comparison(conditions, arms, seeds, rates, tuning_seeds, twin)
             if jobs < 1:
                 raise ValueError(f"jobs must be 1 or more, got {jobs}")
+            check_conditions(comparison.conditions, output)
             schedule = _announced(comparison, output, jobs=jobs)
-        except (ValueError, FileExistsError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             raise said("compare", error, code=2) from error
         print_results(_carried_out(schedule, jobs=jobs), output)
 

@@ -157,6 +157,22 @@ class Measurements(TrainerCallback):  # type: ignore[misc]
         return {"pass_at": passed, "distinct_answers": sum(distinct) / len(distinct)}
 
 
+def check_conditions(conditions: Conditions, folder: Path) -> None:
+    """Refuse, before a run begins, a model that is none and a task that cannot be read or graded.
+
+    Args:
+        conditions: Of the comparison.
+        folder: Of the comparison; nothing is written there.
+
+    Raises:
+        ValueError: If the task or the model's tokenizer cannot be used.
+        FileNotFoundError: If the file of a task is not there.
+    """
+    settings = conditions.run_settings(seed=0)
+    with closing(tokenizer_and_task(settings, settings.poise_config(folder))[1]) as graded_task:
+        graded_task.check_gold_answers()
+
+
 def completed_run(
     conditions: Conditions, run: Run, folder: Path, *, side_by_side: int = 1, told: Told = lambda share, accuracy: None
 ) -> dict[str, Any]:
