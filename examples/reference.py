@@ -1,6 +1,7 @@
 """poise's baseline without its algebra, in numpy: evidence, a ridge refitted without each prompt, the mixture.
 
-The slow twin of `poise.probe`, for one domain, graded rollouts, new prompts in each step, states of up to 256 numbers.
+The slow twin of `poise.probe`, for one domain, graded rollouts, new prompts in each step, states of up to 256 numbers,
+and rewards the largest of which lies between 1/8 and 8 (others are first divided by a power of 64).
 A step maps names to arrays: prompt and completion (N, H), entropies (N, 3), rewards, weights, groups and half (N,).
 """
 

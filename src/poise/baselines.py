@@ -142,12 +142,33 @@ def sibling_means(
     Returns:
         The means (0 where a row has no gradable sibling) and the number of siblings behind each.
     """
-    mask = gradable.to(columns.dtype)
     masked = torch.where(gradable[:, None], columns, 0)
-    num_groups = int(groups.max()) + 1 if len(groups) else 0
-    totals = columns.new_zeros(num_groups, columns.shape[1]).index_add_(0, groups, masked)[groups] - masked
-    counts = columns.new_zeros(num_groups).index_add_(0, groups, mask)[groups] - mask
-    return totals / counts.clamp(min=1)[:, None], counts
+    sums = torch.zeros_like(columns)
+    counts = columns.new_zeros(len(columns))
+    for rows in rows_by_group_size(groups):  # (prompts, group_size)
+        mine, count = masked[rows], gradable[rows].to(columns.dtype)
+        sums[rows] = sums_of_others(mine.transpose(0, 1)).transpose(0, 1)
+        counts[rows] = count.sum(dim=1, keepdim=True) - count
+    return sums / counts.clamp(min=1)[:, None], counts
+
+
+def rows_by_group_size(groups: Int[Tensor, " rows"]) -> list[Int[Tensor, "prompts group_size"]]:
+    """Row indices arranged one prompt a line, one table for each group size that occurs."""
+    order = torch.argsort(groups, stable=True)
+    sizes = torch.bincount(groups)
+    starts = sizes.cumsum(0) - sizes
+    return [order[starts[sizes == size][:, None] + torch.arange(size)] for size in sizes.unique().tolist() if size > 0]
+
+
+def sums_of_others(amounts: Float[Tensor, "first *rest"]) -> Float[Tensor, "first *rest"]:
+    """For each entry of the first dimension the sum over all others, to which it contributes nothing, not a rounding.
+
+    It is added up from both sides: total - own would carry the rounding of a huge own number.
+    """
+    out = torch.zeros_like(amounts)
+    out[1:] += amounts[:-1].cumsum(dim=0)
+    out[:-1] += amounts[1:].flip(0).cumsum(dim=0).flip(0)
+    return out
 
 
 def rloo_baselines(

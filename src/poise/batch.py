@@ -13,6 +13,8 @@ from torch import Tensor
 
 from poise.features.rollout_features import Features
 
+_LARGEST = 1e90  # rewards and weights beyond are held there, so that no product or sum of them overflows
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -89,12 +91,12 @@ def checked_batch(
     return Batch(
         features=features,
         scalars=torch.zeros(rows, 0) if features is None else features.columns(scalars),
-        rewards=rewards.nan_to_num(0.0),
+        rewards=rewards.nan_to_num(0.0).clamp(-_LARGEST, _LARGEST),
         gradable=gradable,
         groups=groups,
         keys=prompt_keys(prompts),
         domains=domains,
-        weights=weights,
+        weights=torch.where(weights > 0, weights.clamp(1 / _LARGEST, _LARGEST), 0),
     )
 
 

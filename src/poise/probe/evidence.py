@@ -6,8 +6,11 @@ rollout i. (The prompt's states come from siblings; a rollout without siblings u
 positions and, attention being causal, know nothing of the completion.)
 
 Columns other than hidden states are scaled by a constant, so that one ridge penalty bears on them a hundred times less.
+What may have any size (rewards, the user's own scalars) is first brought to a size near 1 by settled rows: those of
+earlier steps, or of other prompts.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate, pairwise
@@ -19,7 +22,7 @@ from torch.nn.functional import one_hot
 
 from poise.baselines import sibling_means
 from poise.batch import Batch
-from poise.probe.principal_axes import PrincipalAxes, principal_axes, projected_states
+from poise.probe.principal_axes import FARTHEST, PrincipalAxes, principal_axes, projected_states
 
 BLOCKS = ("constant", "domain", "sibling_reward", "history", "sibling_entropies", "sibling_states", "prompt_states")
 """The blocks of evidence columns, the cheapest to know first."""
@@ -40,6 +43,7 @@ FEATURE_BLOCKS = frozenset({"sibling_entropies", "sibling_states", "prompt_state
 HIDDEN_BLOCKS = frozenset({"sibling_states", "prompt_states"})
 
 _SCALAR_SCALE = 10.0  # a column scaled by s is penalised by penalty / s^2
+_UNITS_APART = 64.0  # rewards up to 8 have the unit 1, up to 512 the unit 64
 
 
 @dataclass(frozen=True)
@@ -118,18 +122,44 @@ def evidence_rows(
 
 @dataclass(frozen=True)
 class Frame:
-    """The axes on which hidden states are scored."""
+    """The axes on which hidden states are scored, the unit of rewards, and centre and factor of each scalar."""
 
     prompt: PrincipalAxes
     sibling: PrincipalAxes
+    reward_unit: float
+    centre: Float[Tensor, " stats"]
+    factor: Float[Tensor, " stats"]
 
 
-def settled_frame(rows: EvidenceRows, *, components: int) -> Frame:
-    """Principal axes of the hidden states of settled rows: of earlier steps, or of other prompts."""
+def settled_frame(rows: EvidenceRows, *, components: int, own_scalars: Sequence[bool] = ()) -> Frame:
+    """What brings evidence to one scale, from settled rows: of earlier steps, or of other prompts.
+
+    Args:
+        rows: The settled rows.
+        components: Principal axes to keep of each hidden state.
+        own_scalars: Whether each scalar is the user's own, so that its size is not known; default none is.
+    """
+    known = rows.sibling_count > 0
+    scalars = rows.sibling_entropies[known].to(torch.float64)
+    centre, factor = scalars.new_zeros(scalars.shape[1]), scalars.new_ones(scalars.shape[1])
+    if any(own_scalars):
+        own = torch.tensor(own_scalars)
+        mean = scalars.sum(dim=0) / max(len(scalars), 1)
+        deviation = ((scalars - mean) ** 2).sum(dim=0).div(max(len(scalars), 1)).sqrt()
+        centre = torch.where(own, mean, centre)
+        factor = torch.where(own, torch.where(deviation > 1e-9 * mean.abs(), 1 / deviation, 0), factor)
     return Frame(
         prompt=principal_axes(rows.prompt_states, components=components),
-        sibling=principal_axes(rows.sibling_states[rows.sibling_count > 0], components=components),
+        sibling=principal_axes(rows.sibling_states[known], components=components),
+        reward_unit=_unit(float(rows.reward.abs().max()) if len(rows) else 0.0),
+        centre=centre,
+        factor=factor,
     )
+
+
+def _unit(largest: float) -> float:
+    """The power of 64 that is nearest to the largest reward; 1 where all rewards are 0."""
+    return _UNITS_APART ** round(math.log(largest, _UNITS_APART)) if largest > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -158,6 +188,9 @@ def evidence_matrix(rows: EvidenceRows, blocks: Sequence[str], frame: Frame, *, 
     trust = rows.sibling_count / (rows.sibling_count + 1)
     familiarity = rows.history_count / (rows.history_count + 1)
 
+    def in_units(rewards: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        return (rewards / frame.reward_unit).clamp(-_UNITS_APART, _UNITS_APART)
+
     def columns(block: str) -> Float[Tensor, "rows columns"]:
         match block:
             case "constant":
@@ -166,11 +199,13 @@ def evidence_matrix(rows: EvidenceRows, blocks: Sequence[str], frame: Frame, *, 
                 several = num_domains if num_domains > 1 else 0
                 return _SCALAR_SCALE * one_hot(rows.domain, num_domains)[:, :several].to(torch.float64)
             case "sibling_reward":
-                return _SCALAR_SCALE * torch.stack([trust * rows.sibling_reward, trust], dim=1)
+                return _SCALAR_SCALE * torch.stack([trust * in_units(rows.sibling_reward), trust], dim=1)
             case "history":
-                return _SCALAR_SCALE * torch.stack([familiarity * rows.history_reward, familiarity], dim=1)
+                return _SCALAR_SCALE * torch.stack([familiarity * in_units(rows.history_reward), familiarity], dim=1)
             case "sibling_entropies":
-                return _SCALAR_SCALE * rows.sibling_entropies.to(torch.float64)
+                scaled = (rows.sibling_entropies.to(torch.float64) - frame.centre) * frame.factor
+                farthest = torch.where(frame.factor == 1, torch.inf, FARTHEST)
+                return _SCALAR_SCALE * (1 - missing)[:, None] * scaled.clamp(-farthest, farthest)
             case "sibling_states":
                 return (1 - missing)[:, None] * frame.sibling.scores(rows.sibling_states)
             case "prompt_states":

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from poise.baselines import Recipe, Step, step_of
+from poise.baselines import Recipe, Step, step_of, sums_of_others
 from poise.batch import Batch
 from poise.features.rollout_features import MEAN_ENTROPIES
-from poise.features.scalars import check_scalar_names
+from poise.features.scalars import OWN, check_scalar_names
 from poise.probe.evidence import (
     BLOCKS,
     EVIDENCE_SETS,
@@ -205,7 +205,8 @@ class LearnedBaseline:
         return torch.tensor([number[name] for name in names], dtype=torch.int64)
 
     def _matrix(self, rows: EvidenceRows, *, settled_on: EvidenceRows) -> EvidenceMatrix:
-        frame = settled_frame(settled_on.gradable_only(), components=max(self.recipe.components))
+        own = [name.startswith(OWN) for name in self.recipe.scalars_read]
+        frame = settled_frame(settled_on.gradable_only(), components=max(self.recipe.components), own_scalars=own)
         blocks = [block for block in BLOCKS if block in self.recipe.evidence]
         return evidence_matrix(rows, blocks, frame, num_domains=len(self.domains))
 
@@ -264,12 +265,10 @@ def _leave_out_means(
 ) -> Float[Tensor, " batch"]:
     """Weighted mean reward of all rows but those of the own prompt in the batch; 0 where there are none."""
     start = len(rows) - len(groups)
-    paid = torch.where(weights > 0, weights * rows.reward, 0)
-    own = torch.zeros(2, int(groups.max()) + 1, dtype=torch.float64)
-    own[0].index_add_(0, groups, paid[start:])
-    own[1].index_add_(0, groups, weights[start:])
-    paid_outside, weight_outside = paid.sum() - own[0], weights.sum() - own[1]
-    return torch.where(weight_outside > 0, paid_outside / weight_outside, 0)[groups]
+    amounts = torch.stack([weights * rows.reward, weights], dim=1)
+    own = torch.zeros(int(groups.max()) + 1, 2, dtype=torch.float64).index_add_(0, groups, amounts[start:])
+    paid, weight = (amounts[:start].sum(dim=0) + sums_of_others(own)).unbind(dim=1)
+    return torch.where(weight > 0, paid / weight, 0)[groups]
 
 
 def _outside_range(

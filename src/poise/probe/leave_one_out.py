@@ -18,11 +18,16 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Below this, I - K_S W_S loses too many digits (the rows of S all but determine the fit), and S is refitted outright.
+from poise.baselines import rows_by_group_size, sums_of_others
+
+# Digits are lost where the condition number of A, times the size of rewards over their range, over the smallest
+# eigenvalue of I - K_S W_S, exceeds this, and where S all but determines the fit: S is then refitted outright.
+_LARGEST_TRUSTED_CONDITION = 3e7
 _SMALLEST_TRUSTED_EIGENVALUE = 1e-3
+_PROMPTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,23 @@ class LeaveOnePromptOut:
             r = self.rewards[start + rows]
             scale = outside_weight[self.groups[rows[:, 0]]]
             for k, penalty in enumerate(penalties):
-                inverse = 1 / (eigenvalues + penalty * scale[:, None])  # (prompts, columns)
+                shift = penalty * scale
+                inverse = 1 / (eigenvalues + shift[:, None])  # (prompts, columns)
+                least = _least_trusted_eigenvalue(inverse, self._size_over_range)
                 fitted = torch.einsum("pgc,pc->pg", z, inverse * target)
                 kernel = torch.einsum("pgc,pc,phc->pgh", z, inverse, z)
-                out[k, rows] = self._without_own(fitted, kernel, w, r, rows, used, penalty * scale)
+                out[k, rows], trusted = _without_own(fitted, kernel, w, r, least)
+                # Blocks of prompts are the same whichever of them are refitted: so are sums, to the last bit.
+                for block in (~trusted).nonzero()[:, 0].div(_PROMPTS_AT_ONCE, rounding_mode="floor").unique().tolist():
+                    part = slice(block * _PROMPTS_AT_ONCE, (block + 1) * _PROMPTS_AT_ONCE)
+                    out[k, rows[part][~trusted[part]]] = self._refitted(rows[part], ~trusted[part], used, shift[part])
         return out
+
+    @cached_property
+    def _size_over_range(self) -> float:
+        """The largest reward's size over the range of rewards; 1 where all are equal."""
+        spread = float(self.rewards.max() - self.rewards.min())
+        return float(self.rewards.abs().max()) / spread if spread > 0 else 1.0
 
     @cached_property
     def _gram(self) -> Float[Tensor, "columns columns"]:
@@ -104,46 +121,64 @@ class LeaveOnePromptOut:
         window, batch = self.weights[:start], self.weights[start:]
 
         def outside(amounts: Float[Tensor, " batch"], elsewhere: Tensor) -> Float[Tensor, " prompts"]:
-            # Added up from both sides of the prompt: total - own would carry the rounding of a huge own weight.
-            own = torch.zeros(num_prompts + 2, dtype=torch.float64).index_add_(0, self.groups + 1, amounts)
-            return elsewhere + own.cumsum(0)[:-2] + own.flip(0).cumsum(0).flip(0)[2:]
+            own = torch.zeros(num_prompts, dtype=torch.float64).index_add_(0, self.groups, amounts)
+            return elsewhere + sums_of_others(own)
 
         total = outside(batch, window.sum())
         count = outside((batch > 0).to(torch.float64), (window > 0).sum())
         return torch.where(count > 0, total / count.clamp(min=1), 1.0)
 
-    def _without_own(
-        self,
-        fitted: Float[Tensor, "prompts group_size"],
-        kernel: Float[Tensor, "prompts group_size group_size"],
-        w: Float[Tensor, "prompts group_size"],
-        r: Float[Tensor, "prompts group_size"],
-        rows: Int[Tensor, "prompts group_size"],
-        used: list[int],
-        penalty: Float[Tensor, " prompts"],
-    ) -> Float[Tensor, "prompts group_size"]:
-        group_size = rows.shape[1]
-        root = w.sqrt()
-        identity = torch.eye(group_size, dtype=torch.float64)
-        # I - W^1/2 K W^1/2 has the eigenvalues of I - K W, and is symmetric.
-        remaining = torch.linalg.eigvalsh(identity - root[:, :, None] * kernel * root[:, None, :])[:, 0]
-        right = fitted - torch.einsum("pgh,ph->pg", kernel, w * r)
-        trusted = remaining > _SMALLEST_TRUSTED_EIGENVALUE
-        left = torch.where(trusted[:, None, None], identity - kernel * w[:, None, :], identity)
-        out = torch.linalg.solve(left, right[:, :, None])[:, :, 0]
-        for p in (~trusted).nonzero()[:, 0].tolist():
-            out[p] = self._refitted(rows[p], used, float(penalty[p]))
-        return out
-
     def _refitted(
-        self, rows: Int[Tensor, " group_size"], used: list[int], penalty: float
-    ) -> Float[Tensor, " group_size"]:
-        """Predict the batch rows `rows` from a fit that has never seen them."""
+        self,
+        rows: Int[Tensor, "block group_size"],
+        asked: Bool[Tensor, " block"],
+        used: list[int],
+        penalty: Float[Tensor, " block"],
+    ) -> Float[Tensor, "prompts group_size"]:
+        """Predict the rows of those prompts of a block that are asked for, from fits that have never seen them."""
         own = rows + len(self.rewards) - len(self.groups)
         outside = torch.ones(len(self.rewards), dtype=torch.bool)
-        outside[own] = False
-        evidence = self.evidence[:, used]
-        return evidence[own] @ ridge(evidence[outside], self.rewards[outside], self.weights[outside], penalty)
+        outside[own.flatten()] = False
+        evidence, paid = self.evidence[:, used], self.weights * self.rewards
+        scaled = self.weights.sqrt()[:, None] * evidence
+        gram = scaled[outside].T @ scaled[outside] + sums_of_others(scaled[own].transpose(1, 2) @ scaled[own])[asked]
+        moment = evidence[outside].T @ paid[outside]
+        moment = moment + sums_of_others(torch.einsum("pgc,pg->pc", evidence[own], paid[own]))[asked]
+        gram.diagonal(dim1=1, dim2=2).add_(penalty[asked, None])
+        root = gram.diagonal(dim1=1, dim2=2).rsqrt()  # columns of any size are brought to one
+        scaled_gram = root[:, :, None] * gram * root[:, None, :]
+        # Columns that say the same are told apart by nothing but the penalty, which may be below rounding.
+        scaled_gram.diagonal(dim1=1, dim2=2).add_(len(used) * torch.finfo(torch.float64).eps)
+        slopes, _ = torch.linalg.solve_ex(scaled_gram, (root * moment)[:, :, None])
+        return torch.einsum("pgc,pc->pg", evidence[own[asked]], root * slopes[:, :, 0])
+
+
+def _least_trusted_eigenvalue(
+    inverse: Float[Tensor, "prompts rank"], size_over_range: float
+) -> Float[Tensor, " prompts"]:
+    """How small an eigenvalue of I - K_S W_S may be without the loss of digits that count."""
+    condition = inverse.amax(dim=1) / inverse.amin(dim=1) if inverse.shape[1] else inverse.new_ones(len(inverse))
+    return (condition * size_over_range / _LARGEST_TRUSTED_CONDITION).clamp(min=_SMALLEST_TRUSTED_EIGENVALUE)
+
+
+def _without_own(
+    fitted: Float[Tensor, "prompts group_size"],
+    kernel: Float[Tensor, "prompts group_size group_size"],
+    w: Float[Tensor, "prompts group_size"],
+    r: Float[Tensor, "prompts group_size"],
+    least: Float[Tensor, " prompts"],
+) -> tuple[Float[Tensor, "prompts group_size"], Bool[Tensor, " prompts"]]:
+    """Predictions of the fit with S turned into those without it, and where they keep their digits."""
+    root = w.sqrt()
+    identity = torch.eye(w.shape[1], dtype=torch.float64)
+    # W^1/2 K W^1/2 has the eigenvalues of K W, and is symmetric; none is larger than its trace.
+    seen = root[:, :, None] * kernel * root[:, None, :]
+    trusted = 1 - seen.diagonal(dim1=1, dim2=2).sum(dim=1) > least
+    doubtful = (~trusted & (least < 1)).nonzero()[:, 0]
+    trusted[doubtful] = torch.linalg.eigvalsh(identity - seen[doubtful])[:, 0] > least[doubtful]
+    right = fitted - torch.einsum("pgh,ph->pg", kernel, w * r)
+    left = torch.where(trusted[:, None, None], identity - kernel * w[:, None, :], identity)
+    return torch.linalg.solve(left, right[:, :, None])[:, :, 0], trusted
 
 
 def ridge(
@@ -163,11 +198,3 @@ def ridge(
         return torch.linalg.solve(gram, scaled.T @ target)
     kernel = scaled @ scaled.T + penalty * torch.eye(rows, dtype=torch.float64)
     return scaled.T @ torch.linalg.solve(kernel, target)
-
-
-def rows_by_group_size(groups: Int[Tensor, " rows"]) -> list[Int[Tensor, "prompts group_size"]]:
-    """Row indices arranged one prompt a line, one table for each group size that occurs."""
-    order = torch.argsort(groups, stable=True)
-    sizes = torch.bincount(groups)
-    starts = sizes.cumsum(0) - sizes
-    return [order[starts[sizes == size][:, None] + torch.arange(size)] for size in sizes.unique().tolist() if size > 0]
