@@ -89,8 +89,9 @@ def cases() -> list[Any]:
 @pytest.mark.parametrize(("kind", "changes", "leaks"), cases())
 def test_architecture(kind, changes, leaks):
     model = tiny(kind, changes).train()
-    found = row_isolation(model)
+    found, padded = row_isolation(model), row_isolation(model, packed=False)
     assert found.leaks is leaks, found.sentence
+    assert not padded.leaks, padded.sentence
     assert model.training
 
 
@@ -98,6 +99,12 @@ def test_a_leak_is_refused_with_its_remedy():
     check_row_isolation(tiny("qwen3", {}))
     with pytest.raises(ValueError, match=r"qwen3_next lets a packed row see its neighbour .* switch packing off"):
         check_row_isolation(tiny("qwen3_next", LEAKING["qwen3_next"]))
+
+
+def test_half_precision_moves_rows_less_than_a_leak():
+    kind = "qwen3_moe"
+    assert not row_isolation(tiny(kind, KEPT_APART[kind]).bfloat16()).leaks
+    assert row_isolation(tiny("qwen3_next", LEAKING["qwen3_next"]).bfloat16()).leaks
 
 
 def test_a_mask_of_ones_beside_position_ids_leaks():

@@ -8,13 +8,16 @@ import torch
 from typer.testing import CliRunner
 
 from poise.cli import app
+from poise.diagnostics.row_isolation import RowIsolation
 from poise.doctor.checks import (
     cache_finding,
+    contract_finding,
     disk_finding,
     gap_finding,
     garbage_finding,
     memory_finding,
     padding_finding,
+    rows_finding,
     sampling_finding,
     temperature_finding,
     thinking_finding,
@@ -34,6 +37,9 @@ NEUTRAL = {"repetition_penalty": 1.0, "top_p": 1.0, "top_k": 0, "min_p": None, "
 BF16 = torch.linspace(0.01, 0.1, 100).to(torch.bfloat16)
 LOGPROBS = torch.linspace(-3.0, -0.1, 50)
 GIB = 2**30
+APART, LEAK, LEAK_PADDED = (
+    RowIsolation(*found) for found in ((0.0, "tiny", False), (9.0, "tiny"), (9.0, "tiny", False))
+)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +97,13 @@ GIB = 2**30
         (garbage_finding({"": 0.0, "x": 0.01}, full_marks=1.0), "ok", ""),
         (garbage_finding({"": 0.0, "x": 1.0}, full_marks=1.0), "fail", "the reward of 'x' is 1, as of a right answer"),
         (garbage_finding({"": math.nan}, full_marks=1.0), "warn", "'' is ungradable, where it should be wrong"),
+        (rows_finding(APART, APART, reads_siblings=True), "ok", "keeps rows apart, padded and packed"),
+        (rows_finding(APART, LEAK, reads_siblings=True), "ok", "elsewhere: tiny lets a packed row see its neighbour"),
+        (rows_finding(LEAK_PADDED, LEAK, reads_siblings=True), "fail", "a padded row see its neighbour"),
+        (rows_finding(LEAK_PADDED, LEAK, reads_siblings=False), "warn", "a preset that reads no siblings"),
+        (contract_finding("TRL is", kept=True, run=True), "ok", "TRL is"),
+        (contract_finding("TRL is", kept=True, run=False), "warn", "TRL is"),
+        (contract_finding("TRL changed", kept=False, run=True), "fail", "TRL changed"),
         (memory_finding(8.0 * GIB, 4.0 * GIB), "ok", "needs 4.0 GiB"),
         (memory_finding(5.0 * GIB, 4.0 * GIB), "warn", "lower per_device_train_batch_size"),
         (memory_finding(3.0 * GIB, 4.0 * GIB), "fail", "use a smaller model"),
@@ -223,7 +236,17 @@ def test_the_embedded_run_is_healthy_and_a_penalty_is_seen_in_its_log_probs(tmp_
     result = poise("--output", str(tmp_path), "--eval-prompts", "4")
     assert result.exit_code == 0, result.output
     lines = [" ".join(line.split()) for line in result.output.splitlines()]
-    for check in ("sampling", "temperature", "log-probs", "gold answers", "garbage", "memory", "disk"):
+    for check in (
+        "contract",
+        "rows",
+        "sampling",
+        "temperature",
+        "log-probs",
+        "gold answers",
+        "garbage",
+        "memory",
+        "disk",
+    ):
         assert any(line.startswith(f"{check} ok ") for line in lines), (check, result.output)
     biased = poise("--output", str(tmp_path), "--repetition-penalty", "1.5")
     assert biased.exit_code == 1

@@ -22,7 +22,12 @@ def test_it_holds_of_the_installed_release_and_is_checked_fast():
     began = time.process_time()
     assert list(contract.differences()) == []
     assert time.process_time() - began < 0.2
-    assert "keeps the contract" in contract.report()
+    assert "has all that the trainer rests on, and its tests were run with it" in contract.report()
+
+
+def test_a_release_that_the_tests_were_not_run_with_is_said_to_be_one(monkeypatch):
+    monkeypatch.setattr(contract, "version", lambda name: "1.19.0")
+    assert "its tests were not run with it, but with 1.15 and 1.16" in contract.report()
 
 
 def test_overridden_methods_are_those_under_contract():

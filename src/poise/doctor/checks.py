@@ -14,6 +14,7 @@ from jaxtyping import Float
 from packaging.requirements import Requirement
 from torch import Tensor, nn
 
+from poise.diagnostics.row_isolation import RowIsolation
 from poise.models.generation import CHANGING, TRUNCATING, changing_options
 from poise.models.named import NOTHING_TRAINABLE
 
@@ -185,6 +186,33 @@ def garbage_finding(rewards: Mapping[str, float], *, full_marks: float) -> Findi
                 name, "warn", f"{text!r:.40} is ungradable, where it should be wrong: a policy could hide behind it"
             )
     return Finding(name, "ok", "completions that answer nothing earn nothing")
+
+
+def rows_finding(padded: RowIsolation, packed: RowIsolation, *, reads_siblings: bool) -> Finding:
+    """Whether rows of a batch are kept apart: padded ones, as they are in this run, and packed ones, as elsewhere.
+
+    Args:
+        padded: What was found where rows are padded.
+        packed: What was found where they are laid end to end, told apart by position ids.
+        reads_siblings: Whether the baseline is read from the states of siblings.
+    """
+    name = "rows"
+    if padded.leaks:
+        return Finding(name, "fail" if reads_siblings else "warn", padded.sentence)
+    if packed.leaks:
+        return Finding(name, "ok", f"{padded.sentence}, as this run has them; elsewhere: {packed.sentence}")
+    return Finding(name, "ok", f"{padded.model_type} keeps rows apart, padded and packed")
+
+
+def contract_finding(sentence: str, *, kept: bool, run: bool) -> Finding:
+    """Whether TRL is what the trainer is made for.
+
+    Args:
+        sentence: That says so.
+        kept: Whether it is.
+        run: Whether the tests were run with this release.
+    """
+    return Finding("contract", "fail" if not kept else "ok" if run else "warn", sentence)
 
 
 def memory_finding(free: float, needed: float) -> Finding:

@@ -18,8 +18,10 @@ from jaxtyping import Float
 from packaging.requirements import Requirement
 from torch import Tensor
 
+from poise.diagnostics.row_isolation import row_isolation
 from poise.doctor import checks
 from poise.doctor.checks import Finding
+from poise.engines.trl import contract
 from poise.engines.trl.sampler_gap import sampled_logprobs
 from poise.features.rollout_features import end_of_thinking_ids
 from poise.tasks.graded_task import GradedTask
@@ -48,6 +50,8 @@ def findings(settings: RunSettings, output: Path) -> Iterator[Finding]:
     tokenizer, graded_task = tokenizer_and_task(settings, config)
     with closing(graded_task):
         yield _versions()
+        kept = not any(contract.differences())
+        yield checks.contract_finding(contract.report(), kept=kept, run=contract.was_run())
         yield from _reward_findings(graded_task)
         trainer = policy_trainer(settings, config, tokenizer, graded_task)
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -69,6 +73,15 @@ def findings(settings: RunSettings, output: Path) -> Iterator[Finding]:
         else:
             texts = graded_task.texts(graded_task.held_out(SAMPLED_PROMPTS))
             yield _attempted("log-probs", lambda: checks.gap_finding(*sampled_logprobs(trainer, texts)))
+        preset = config.resolved_preset
+        yield _attempted(
+            "rows",
+            lambda: checks.rows_finding(
+                row_isolation(model, packed=False),
+                row_isolation(model),
+                reads_siblings=preset.needs_features and preset.reads_siblings,
+            ),
+        )
         yield from _machine_findings(trainer, model, output)
 
 

@@ -17,8 +17,8 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import RepeatSampler, shuffle_sequence_dict, split_tensor_dict
 
-RUN_WITH = "1.15 and 1.16"
-"""Releases that the tests have been run with; others were not run."""
+RUN_WITH = ("1.15", "1.16")
+"""Releases that the tests of this engine have been run with; others were not run."""
 PASS = "_get_per_token_logps_and_entropies"
 METHODS: dict[str, tuple[str, ...]] = {
     PASS: ("self", "model", "input_ids", "attention_mask", "logits_to_keep"),
@@ -90,13 +90,18 @@ def check() -> None:
         raise ContractError(_sentence(difference))
 
 
+def was_run() -> bool:
+    """Whether the tests have been run with the release that is installed."""
+    return version("trl").rsplit(".", 1)[0] in RUN_WITH
+
+
 def report() -> str:
-    """One line on the TRL that is installed, for people."""
+    """One sentence on the TRL that is installed, for people."""
     found = list(differences())
-    run = "run" if version("trl").rsplit(".", 1)[0] in RUN_WITH.split(" and ") else "not run"
-    if not found:
-        return f"trl {version('trl')} keeps the contract (run with {RUN_WITH}; this one: {run})"
-    return "; ".join(map(_sentence, found))
+    if found:
+        return "; ".join(map(_sentence, found))
+    run = "were run with it" if was_run() else f"were not run with it, but with {' and '.join(RUN_WITH)}"
+    return f"TRL {version('trl')} has all that the trainer rests on, and its tests {run}"
 
 
 def check_generated(generated: Any, *, rows: int) -> None:
@@ -131,7 +136,9 @@ def pass_inputs() -> tuple[str, ...]:
 
 
 def _sentence(difference: str) -> str:
-    return f"TRL {version('trl')} changed {difference}: this poise is made for TRL as it was in {RUN_WITH}"
+    return (
+        f"TRL {version('trl')} changed {difference}: this poise is made for TRL as it was in {' and '.join(RUN_WITH)}"
+    )
 
 
 def _parameters(function: Any) -> tuple[str, ...]:

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from poise.diagnostics.row_isolation import check_row_isolation
 from poise.engines.trl.config import PoiseConfig
 from poise.models.generation import changing_options
+from poise.presets import Preset
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,21 @@ def check_adapter(model: Any, beta: float) -> None:
             )
 
 
+def check_rows(model: Any, preset: Preset) -> None:
+    """Refuse siblings' states as evidence where a row of TRL's padded batches sees its neighbour.
+
+    Raises:
+        ValueError: If one does, and the preset reads states of siblings.
+    """
+    if preset.needs_features and preset.reads_siblings and is_whole(model):
+        check_row_isolation(model, packed=False)
+
+
+def is_whole(model: nn.Module) -> bool:
+    """Whether all weights are here: none is sharded, or not there yet."""
+    return not any(each.numel() == 0 or each.is_meta for each in model.parameters())
+
+
 def doubts(model: Any, generation_options: dict[str, Any]) -> Iterator[str]:
     """What is doubtful about the log-probabilities that training will compare with sampling, one sentence each.
 
@@ -109,7 +126,7 @@ def doubts(model: Any, generation_options: dict[str, Any]) -> Iterator[str]:
 def _counts_padding(model: Any) -> bool:
     """Whether the logits behind a left-padded prompt are other ones than without the padding."""
     config = model.config.get_text_config()
-    if any(each.numel() == 0 or each.is_meta for each in model.parameters()):  # sharded, or not there yet
+    if not is_whole(model):
         return False
     ids = torch.arange(1, 7, device=model.device)[None] % config.vocab_size
     padded = nn.functional.pad(ids, (4, 0), value=0)

@@ -139,6 +139,7 @@ class PoiseTrainer(CheckpointedTrainer):
             for each in (model, self.ref_model):
                 if each is not None:
                     checks.switch_off_dropout(each)
+        checks.check_rows(model, self.args.resolved_preset)
         for doubt in checks.doubts(model, {} if self.args.use_vllm else self.generation_kwargs):
             logger.warning("%s", doubt)
 

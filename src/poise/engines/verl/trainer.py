@@ -167,6 +167,15 @@ class PoiseTrainer(PoiseUpdate):
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(self.actor_worker)
 
+    def _setup(self) -> None:
+        """verl's workers; a model that lets one rollout into its sibling's features is refused."""
+        super()._setup()
+        preset = self.baseline.preset
+        if preset.needs_features and preset.reads_siblings:
+            leaks = [sentence for sentence in self.actor_rollout_wg.leak_sentence() if sentence is not None]
+            if leaks:
+                raise ValueError(leaks[0].replace("padded rows", "actor_rollout_ref.model.use_remove_padding=false"))
+
     # A step.
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:

@@ -8,9 +8,11 @@ import os
 from typing import Any
 
 from verl.experimental.separation.engine_workers import DetachActorWorker
+from verl.single_controller.base.decorator import Dispatch, register
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from poise.engines.verl.engine import VENDOR, PoiseFSDPEngine
+from poise.engines.verl.isolation import leak_sentence
 
 CHOICE = "VERL_ENGINE_VENDOR"
 
@@ -39,13 +41,23 @@ class PoiseTrainingWorker(TrainingWorker):  # type: ignore[misc]
             )
 
 
-class PoiseActorRolloutRefWorker(ActorRolloutRefWorker):  # type: ignore[misc]
+class RowIsolationWorker:
+    """What poise's actor workers can be asked for beside what verl's can."""
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[untyped-decorator]
+    def leak_sentence(self) -> str | None:
+        """What to say where a row of a batch sees its neighbour (`isolation.leak_sentence`)."""
+        actor: Any = self.actor  # type: ignore[attr-defined]
+        return leak_sentence(actor, actor.model_config)
+
+
+class PoiseActorRolloutRefWorker(RowIsolationWorker, ActorRolloutRefWorker):  # type: ignore[misc]
     """verl's hybrid worker, whose actor reads features."""
 
     actor_worker_cls = PoiseTrainingWorker
 
 
-class PoiseDetachActorWorker(DetachActorWorker):  # type: ignore[misc]
+class PoiseDetachActorWorker(RowIsolationWorker, DetachActorWorker):  # type: ignore[misc]
     """The same of the worker whose weights can be laid aside, for the trainer mode `separate_async`."""
 
     actor_worker_cls = PoiseTrainingWorker
