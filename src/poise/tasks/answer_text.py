@@ -41,9 +41,18 @@ _SYMBOLS |= {
     "。": ".",
     "ℝ": r"\mathbb{R}",
     "′": "'",
+    "µ": r"\mu ",
+    "μ": r"\mu ",
     "\u00a0": " ",
 }
 _SPELLINGS = [
+    (r"\\(?:begin|end)\s*\{(?:aligned|align\*?|equation\*?|gathered|split)\}|&(?==)|\\text\s*\{\s*\}", " "),
+    (r"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|bf|rm|it)(?![a-zA-Z])", ""),
+    (r"\\langle(?![a-zA-Z])", "("),
+    (r"\\rangle(?![a-zA-Z])", ")"),
+    (r"\+\s*/\s*-", r"\\pm "),
+    (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
+    (r"\\(?:mathrm|operatorname|text|textrm)\s*\{\s*(sin|cos|tan|cot|arcsin|arccos|arctan|ln|log|exp)\s*\}", r"\\\1 "),
     (r"\\(?:left|right|displaystyle|textstyle|[bB]ig[lr]?|limits)(?![a-zA-Z])\s*\.?(?=[^a-zA-Z.]|\b|$)", ""),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
     (r"\\(?:leq|leqslant)(?![a-zA-Z])", r"\\le"),
@@ -74,12 +83,15 @@ _SPELLINGS = [
     (r"(?<![\\a-zA-Z])(?=(?:sin|cos|tan|ln|log|exp)\s*\()", r"\\"),
     (r"\*\*", "^"),
     (r"(?<=[\w)}])\s*\*\s*(?=[\w(\\])", r"\\cdot "),
+    (r"\\[pb]mod\s*\{?\s*(\w+)\s*\}?|\(\s*(?:\\text\s*\{)?\s*mod\s*\}?\s*(\w+)\s*\)", r"\\pmod{\1\2}"),
+    (r"\^\s*-\s*(\d+)", r"^{-\1}"),
+    (r"\^\s*(\d{2,})", r"^{\1}"),
     (r">=", r"\\ge "),
     (r"<=", r"\\le "),
     (r"!=(?!=)", r"\\ne "),
     (r"\\(?:iff|implies|Rightarrow|to)(?![a-zA-Z])", ";"),
 ]  # fmt: skip
-_GROUP = r"(?:,|\{,\}|\\,|\\!|\\;|\\:|~|\\ | |,\\!|'|_)"
+_GROUP = r"(?:,|\{,\}|\\!,|\\,|\\!|\\;|\\:|~|\\ | |,\\!|'|_)"
 _THOUSANDS = re.compile(rf"(?<![\d.,_^])(\d{{1,3}})((?:{_GROUP}\d{{3}})+)(?!\d|{_GROUP}\d)")
 _SPACES = re.compile(
     r"(?<!\\)\\[,;:!> ]|~|\\(?:quad|qquad|thinspace|enspace|hspace\{[^{}]*\}|hfill|newline)(?![a-zA-Z])|\s+"
@@ -87,12 +99,13 @@ _SPACES = re.compile(
 
 _LABEL = (
     r"(?:final\s+answer|answer|ans|(?:correct|right)\s+(?:option|choice)|result|solution|答案|最终答案|结果|答え|정답|ответ|respuesta(?:\s+final)?|réponse|resposta|antwort|"
-    r"risposta)"
+    r"risposta|答(?=\s*[：:])|उत्तर|الجواب|الإجابة|cevap|odpowiedź|đáp\s+án)"
 )
 _IS = r"(?:is\s+equal\s+to\b|equals\b|is\b|are\b|was\b|est\b|es\b|ist\b|是|为|為|：|:|=|は|는)"
 _LINK = rf"\s*(?:[*_`\"]*\s*{_IS}\s*[*_`\"]*\s*)"
 _ANSWER = re.compile(
-    rf"(?<![a-z]){_LABEL}\s*(?:to\s+the\s+(?:question|problem)\s*|\([^()]*\)\s*)?{_LINK}+:?", re.IGNORECASE
+    rf"(?<![a-z]){_LABEL}\s*(?:to\s+the\s+(?:question|problem)\s*|\([^()]*\)\s*)?{_LINK}+:?|选(?:择)?\s*[：:]?\s*(?=[（(]?[A-J])",
+    re.IGNORECASE,
 )
 _DENIAL = re.compile(
     r"\?|\b(?:not|never|neither|nor|cannot|unknown|unsure)\b|n't\b|\b(?:is|are|was)\s+(?:wrong|incorrect)\b|不是|不",
@@ -100,7 +113,7 @@ _DENIAL = re.compile(
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SENTENCE_END = re.compile(
-    r"(?:[.;!]\s|[.;!]$|\n|。|,?\s+(?:since|because|as|so|which|where|due\s+to|and\s+so)\s|,\s+(?:and\s+)?(?=[a-z]{3}|I\b))"
+    r"(?:[.;!]\s|[.;!]$|\n|。|,?\s+(?:since|because|as|so|which|where|due\s+to|and\s+so)\s|,\s+(?:and\s+)?(?=[a-z]{3}|I\b)|\s+\((?=[a-z]+\s+[a-z])(?!in\s+base))"
 )
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:\s+\d+/\d+|/\d+)?(?:[eE][-+]?\d+)?(?![\w])")
 
@@ -116,7 +129,7 @@ def answer_text(completion: str) -> str | None:
         start, _, inside = boxes[-1]
         parts = [inside]
         for earlier_start, earlier_end, earlier in reversed(boxes[:-1]):
-            between = re.sub(r"[$\\()\[\]*\s]", "", text[earlier_end:start]).lower()
+            between = re.sub(r"\\text|[$\\(){}\[\]*\s]", "", text[earlier_end:start]).lower()
             if between not in {",", "or", "and", ",or", ",and", "and/or", "、", "或", "和"}:
                 break
             parts.insert(0, earlier)
@@ -213,6 +226,7 @@ def plain_latex(text: str) -> str:
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda run: "^{" + run[0].translate(_SUPERSCRIPTS) + "}", text)
     text = re.sub(r"[₀₁₂₃₄₅₆₇₈₉]+", lambda run: "_{" + run[0].translate(_SUBSCRIPTS) + "}", text)
     text = re.sub(r"(\d)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", r"\1 \2", text)
+    text = re.sub(r"∛\s*(\d+|[a-zA-Z]|\([^()]*\))", lambda m: r"\sqrt[3]{" + m[1].strip("()") + "}", text)
     text = re.sub(r"√\s*(\d+(?:\.\d+)?|[a-zA-Z]|\([^()]*\))", lambda m: r"\sqrt{" + m[1].strip("()") + "}", text)
     for symbol, latex in _SYMBOLS.items():
         text = text.replace(symbol, latex)

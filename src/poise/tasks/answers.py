@@ -18,6 +18,17 @@ from poise.tasks.quantities import FUNCTIONS, Quantity, quantity, same_quantity
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|equiv|in|notin)(?![a-zA-Z])|[<>=]")
 _OPEN, _CLOSE = "([{", ")]}"
 _LONGEST = 2000
+_LEADING_WORDS = re.compile(
+    r"^\\text\s*\{\s*(?:(?:so|thus|hence|therefore|the|final|is|answer|about|around|approximately|roughly|exactly)[\s:,=]*|"
+    r"[a-zA-Z ]*[a-zA-Z]\s*[:=]\s*)+\}\s*(?=\S)",
+    re.IGNORECASE,
+)
+_ALL_REALS = re.compile(
+    r"(?:[a-z]\s*\\in\s*)?\\mathbb\s*\{?\s*R\s*\}?|\\R|(?:the|all)\s+(?:set\s+of\s+)?real(?:s|\s+numbers)?"
+)
+_SET_BUILDER = re.compile(
+    r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?:\\mid|\||:)\s*(.*[<>]|.*\\[lg]e\b)(.*)\\\}"
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ def parsed(text: str) -> Answer:
     """
     if len(text) > _LONGEST:
         return Word(text[:_LONGEST])
-    plain = _bare(plain_latex(text))
+    plain = _bare(plain_latex(text.strip(" \n*`")))
     return _parsed(plain) if plain else Word("")
 
 
@@ -77,7 +88,8 @@ def equal(answer: Answer, gold: Answer) -> bool:
     if answer == gold:
         return True
     if isinstance(answer, Named) and isinstance(gold, Named):
-        return equal(answer.value, gold.value)
+        axes = {answer.name, gold.name} <= {"x", "y", "z"}  # x = 1 and y = 1 are two lines
+        return equal(answer.value, gold.value) and (answer.name == gold.name or not axes)
     if isinstance(answer, Named) or isinstance(gold, Named):
         named, other = (answer, gold) if isinstance(answer, Named) else (gold, answer)
         assert isinstance(named, Named)
@@ -98,7 +110,7 @@ def _bare(text: str) -> str:
     """Without dollars, marks and a full stop around it, labels in front, and parentheses around a single value."""
     while True:
         before = text
-        text = text.strip().strip("`*\"'“”").strip()
+        text = text.strip().strip("`*\"'“”「」『』【】«»").strip()
         text = re.sub(r"^\\\(|\\\)$|^\\\[|\\\]$", "", text).strip()
         if re.fullmatch(r"(?<!\\)\$[^$]*(?<!\\)\$|\$\$[^$]*\$\$", text):
             text = text.strip("$").strip()
@@ -109,6 +121,7 @@ def _bare(text: str) -> str:
         text = re.sub(
             r"^(?:(?:the|final|our|correct)\s+)*(?:answer|ans)\b\s*(?:is\b|:|=)?\s*", "", text, flags=re.IGNORECASE
         )
+        text = _LEADING_WORDS.sub("", text)
         if re.fullmatch(r"\{[^{},]*\}", text):
             text = text[1:-1]
         if text == before:
@@ -117,6 +130,14 @@ def _bare(text: str) -> str:
 
 def _parsed(text: str) -> Answer:
     text = text.strip()
+    if _ALL_REALS.fullmatch(re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).strip()):
+        return Many((_parsed("-\\infty"), _parsed("\\infty")), "()")
+    if re.fullmatch(r"\\\{\s*\\\}", text):
+        text = r"\emptyset"
+    if builder := _SET_BUILDER.fullmatch(text):
+        return _parsed(builder[2] + builder[3])
+    if re.fullmatch(r"\][^\[\]()]*,[^\[\]()]*\[", text):
+        text = f"({text[1:-1]})"
     if _is_word(text):
         return _word(text)
     text, found = _alternatives(text)
@@ -128,7 +149,7 @@ def _parsed(text: str) -> Answer:
     if matrix:
         rows = [row for row in re.split(r"\\\\", matrix[2]) if row.strip()]
         return Many(tuple(Many(tuple(_parsed(cell) for cell in row.split("&")), "row") for row in rows), "matrix")
-    if r"\pm" in text or r"\mp" in text:
+    if re.search(r"\\(?:pm|mp)(?![a-z])", text):
         plus = re.sub(r"\\mp(?![a-z])", "-", re.sub(r"\\pm(?![a-z])", "+", text))
         minus = re.sub(r"\\mp(?![a-z])", "+", re.sub(r"\\pm(?![a-z])", "-", text))
         return _flat((_parsed(plus.lstrip("+ ")), _parsed(minus.lstrip("+ "))), "")
@@ -206,6 +227,8 @@ def _bracketed(text: str) -> Answer | None:
     if is_set or opening == "{":
         flat = _flat(items, "{}")
         return flat if isinstance(flat, Many) else Many((flat,), "{}")
+    if pair + closing == "[]" and all(isinstance(item, Many) and item.brackets == "[]" for item in items):
+        return Many(tuple(replace(item, brackets="row") for item in items if isinstance(item, Many)), "matrix")
     return Many(items, pair + (")" if closing == "[" else closing))
 
 
@@ -263,8 +286,9 @@ def _is_name(text: str) -> bool:
     """A variable, a function at a place, a segment or a tuple of variables: what a value can be given to."""
     letter = r"(?:\\[a-zA-Z]+|[a-zA-Z])(?:_(?:\{[^{}]*\}|\w))?'*"
     call = rf"{letter}\s*\((?:[^()]*)\)"
-    figure = r"\\(?:angle|overline|triangle)\s*\{?\s*[A-Z]{1,3}\s*\}?"
-    names = rf"(?:{letter}|{call}|[A-Z]{{2,4}}|{figure}|\\text\s*\{{[^{{}}]*\}})"
+    figure = r"m?\s*\\(?:angle|overline|triangle)\s*\{?\s*[A-Z]{1,3}\s*\}?|\|\s*[A-Z]{2}\s*\|"
+    figure += r"|\\frac\s*\{d[^{}]*\}\s*\{d[^{}]*\}"
+    names = rf"(?:{letter}|{call}|[A-Z]{{2,4}}|{figure}|\\text\s*\{{\s*[a-zA-Z][^{{}}]*\}})"
     others = ("\\pi", "\\infty", "e", "i")
     return text not in others and bool(
         re.fullmatch(rf"{names}|\(\s*{letter}(?:\s*,\s*{letter})+\s*\)|[a-zA-Z]{{3,}}", text)
@@ -280,6 +304,8 @@ def _interval(sides: list[str], signs: list[str]) -> Many | None:
     if len(signs) == 1:
         left, right = sides
         sign = signs[0]
+        if (size := re.fullmatch(r"\|\s*([a-zA-Z])\s*\|", left)) and sign in ("<", r"\le"):
+            return _interval([f"-({right})", size[1], right], signs * 2)
         if _is_name(right) and not _is_name(left):
             left, right, sign = right, left, flip[sign]
         if not _is_name(left):
@@ -309,7 +335,16 @@ def _is_word(text: str) -> bool:
         return False
     if re.search(r"\b(?:or|and)\b|,", bare) and len(words) <= 4 and "\\text" not in text:
         return False
-    return "\\text" in text or any((len(word) > 1 and word.isupper()) or len(word) > 3 for word in words)
+    return "\\text" in text or any(
+        (len(word) > 1 and word.isupper()) or len(word) > 3 or _is_short_word(word.lower()) for word in words
+    )
+
+
+def _is_short_word(word: str) -> bool:
+    """Whether two or three small letters are spoken: products are of consonants, and of a to d and x to z."""
+    return (len(word) == 2 and "o" in word) or (
+        len(word) == 3 and bool(set(word) & set("aeiou") - (set("a") if set(word) <= set("abcdxyz") else set()))
+    )
 
 
 def _word(text: str) -> Word:

@@ -102,6 +102,9 @@ def chosen_letter(completion: str, options: Sequence[str] = ()) -> str | None:
             and not _names_another(plain[letter.end() :], letter[1].upper())
         ):
             return letter[1].upper()
+        called_right = re.search(rf"\(?\b([{LETTERS}])\)?\s+is\s+(?:the\s+)?(?:correct|right)\b", plain)
+        if called_right and not letter:
+            return called_right[1]
         texts = [at for at, option in enumerate(options) if _plain(option).casefold() == plain.casefold()]
         if len(texts) == 1:
             return LETTERS[texts[0]]
@@ -116,4 +119,4 @@ def _names_another(rest: str, letter: str) -> bool:
 
 def _plain(text: str) -> str:
     text = re.sub(rf"{_WRAPPED}\{{([^{{}}]*)\}}", r"\1", text)
-    return plain_latex(text.strip().strip("$*`_\"' ")).strip("$ ")
+    return plain_latex(text.strip().strip("$*`_\"' []【】「」")).strip("$ ")

@@ -21,6 +21,7 @@ _NUMBER = re.compile(
 _FRACTION = re.compile(
     r"([-+]?)\s*(?:(\d+)\s+)?(\d+)\s*/\s*(\d+)|([-+]?)\s*(\d*)\s*\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}"
 )
+_REPEATING = re.compile(r"(\d+)\.(\d*)\\(?:overline|dot)\s*\{\s*(\d+)\s*\}")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Expression:
 def expression(text: str) -> Expression | None:
     """Read an expression in plain LaTeX; None where it is none."""
     text = text.strip()
+    if r"\overline" in text or r"\dot" in text:
+        text = _REPEATING.sub(_fraction_of_repeating, text)
     number = _number(text)
     if number is not None:
         return number
@@ -137,6 +140,13 @@ def _number(text: str) -> Expression | None:
         value = Fraction(int(top), int(bottom)) + int(whole or 0)
         return Expression(-value if sign == "-" else value, False, None, text)
     return None
+
+
+def _fraction_of_repeating(match: "re.Match[str]") -> str:
+    """The fraction that a decimal with repeating digits is."""
+    whole, fixed, repeated = match.groups()
+    nines = (10 ** len(repeated) - 1) * 10 ** len(fixed)
+    return rf"\frac{{{int(whole + fixed + repeated) - int(whole + fixed)}}}{{{nines}}}"
 
 
 def _rational(value: Fraction) -> Any:
