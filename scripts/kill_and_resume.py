@@ -39,6 +39,7 @@ PATIENCE = 600.0
 """Seconds that a sitting may take."""
 CLOCKS = {"seconds", "training_seconds", "step_time", "train_runtime", "train_samples_per_second"}
 CLOCKS |= {"train_steps_per_second", "earlier_seconds"}
+CLOCKS |= {f"poise/seconds_{phase}" for phase in ("sampling", "rewards", "features", "baseline")}
 """What wall-clock times are called, wherever they are written."""
 NOT_COMPARED = {"training_args.bin", "checksums.sha256", "README.md"}
 """They hold the folder's own path; digests of files with times in them; the host's tags, in the order of a set."""

@@ -104,10 +104,11 @@ def test_every_metric_has_its_line_and_every_line_its_metric():
     engine = {"poise/extra_forward", "poise/masked_share", "poise/skipped_share", "poise/alone_share"}
     engine |= {"poise/update_noise", "poise/no_own_tokens_share", "poise/reward_scale", "poise/lost_share"}
     engine |= {"poise/nonfinite_share", "poise/raised_share", "poise/reward", "poise/validation_ungradable_share"}
+    phases = {f"poise/seconds_{phase}" for phase in ("sampling", "rewards", "features", "baseline")}
     engines = "".join(path.read_text() for path in (ROOT / "src/poise/engines").rglob("*.py"))
     assert [key for key in engine if key not in engines] == []
     documented = set(re.findall(r"^\| `(poise/\w+)`", (ROOT / "docs/metrics.md").read_text(), flags=re.MULTILINE))
-    assert documented == logged | engine
+    assert documented == logged | engine | phases
 
 
 def test_every_preset_is_described():

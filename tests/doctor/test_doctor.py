@@ -25,7 +25,8 @@ from poise.doctor.checks import (
     update_finding,
     versions_finding,
 )
-from poise.train.alarms import RECENT, RunWatch, alarms, useless_alarm
+from poise.report.alarms import RECENT, alarms, useless_alarm
+from poise.train.alarms import RunWatch
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -154,6 +155,7 @@ def healthy(num: int, **changes: Any) -> list[dict[str, Any]]:
             "grew from 100 to 300 tokens and 60% are cut off",
             False,
         ),
+        ({"completions/clipped_ratio": 0.4}, "truncated", "40% of completions are cut off before they end", False),
         (
             {"frac_reward_zero_std": 1.0},
             "saturation",

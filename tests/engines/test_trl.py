@@ -29,7 +29,7 @@ from trl import GRPOConfig
 
 import poise
 from poise.batch import prompt_id
-from poise.engines.trl import PoiseConfig, PoiseTrainer
+from poise.engines.trl import PoiseConfig, PoiseTrainer, kept_rollouts
 from poise.engines.trl.own_tokens import completion_text
 
 pytestmark = HOST_CHATTER
@@ -423,3 +423,30 @@ def test_step_sizes_are_measured(tmp_path, monkeypatch):
     assert divided[0] / plain[0] == pytest.approx(2**0.5, rel=1e-3)
     assert divided[1] / plain[1] == pytest.approx(2**0.5, rel=1e-3)
     assert table["poise, G = 2"][1] > 0
+
+
+def test_what_people_read_of_a_batch_is_kept_with_it(build):
+    def short(completions: list[str], **columns: Any) -> list[float | None]:
+        return [None if "7" in each else float(len(each)) for each in completions]
+
+    data = addition_prompts(32)
+    data = data.add_column("answer", [f"gold of {row['prompt']}" for row in data])
+    trainer = build(reward=[short, lambda completions, **_: [1.0] * len(completions)], data=data)
+    trainer.train()
+    kept, tokenizer = trainer.last_rollouts, trainer.processing_class
+    assert kept["answers"] == [f"gold of {prompt}" for prompt in kept["prompts"]]
+    for text, parts, reward in zip(kept["completions"], kept["parts"], kept["rewards"], strict=True):
+        assert parts == ({"<lambda>": 1.0} if "7" in text else {"short": len(text), "<lambda>": 1.0})
+        assert sum(parts.values()) == reward
+    scored = trainer.scored[-1]["completion_ids"]
+    ids = [row[: int(n)].tolist() for row, n in zip(scored, kept["completion_lengths"], strict=True)]
+    ends = [*trainer.eos_token_ids, tokenizer.pad_token_id]  # as TRL counts
+    assert kept["truncated"] == [each[-1] not in ends for each in ids]
+    assert set(kept["truncated"]) == {True, False}
+    for (lengths, entropies), text, each in zip(kept["token_entropies"], kept["completions"], ids, strict=True):
+        assert (sum(lengths), len(lengths), len(entropies)) == (len(text), len(each), len(each))
+        assert min(entropies) >= 0
+    assert all(weight > 0 for weight in kept["weights"])
+    logged = {name for entry in trainer.state.log_history for name in entry}
+    assert {f"poise/seconds_{phase}" for phase in ("sampling", "rewards", "features", "baseline")} <= logged
+    assert kept_rollouts.token_entropies(tokenizer, ids[:2], torch.ones(2, 9), most_tokens=len(ids[0]))[1] is None

@@ -1,342 +1,317 @@
-"""The page of a run shows what is there, says what is not, and runs nothing that a model wrote."""
+"""The page of a run without a browser: its data, its sentences, its HTML, and what it says of broken runs."""
 
+import base64
+import gzip
+import json
 import math
-from html.parser import HTMLParser
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.calibration import calibration_curve
+from report_runs import HOSTILE, finished_run, pair_batch
 from typer.testing import CliRunner
 
 from poise.cli import app
-from poise.evaluate.statistics import wilson_interval
-from poise.report.calibration import calibration
-from poise.report.charts import Series, line_chart, merged, short_number, strip_chart, thinned, ticks
-from poise.report.figures import errors_of_simple_baselines
-from poise.report.page import LONGEST_TEXT, report_page, shown_text, write_report
-from poise.report.rollout_files import Rollout, pair_choices, pairs_of, read_rollouts
+from poise.report import page_data
+from poise.report.answers import answers, far_from_value, is_it_learning
+from poise.report.baseline_gain import CONSTANT, NONE, RLOO, difficulty, errors_of_simple_values, noise, ratios
+from poise.report.charts import evidence_strips, learning_charts, phase_chart, value_charts
+from poise.report.page import SCRIPTS, report_page, write_report
+from poise.report.page_data import page_head, page_rollouts, shortened
+from poise.report.rollout_files import RolloutReader
 from poise.storage.run_directory import RunDirectory
-
-HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}\u202egnp\x00\x1b[31m"
-
-
-def rollout(prompt, reward, *, value=0.5, baseline=0.25, step=1, row=0, sibling=0, domain="sum", completion="y"):
-    advantage = 0.0 if reward is None else reward - baseline
-    return Rollout(step, row, prompt, completion, domain, reward, value, baseline, advantage, sibling)
-
-
-def pair(prompt, first, second, *, value=0.5, baseline=0.25, domain="sum"):
-    return [
-        rollout(prompt, first, value=value, baseline=baseline, domain=domain, row=0, sibling=1),
-        rollout(prompt, second, value=value, baseline=baseline, domain=domain, row=1, sibling=0),
-    ]
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.attributes, self.texts = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data):
-        self.texts.append(data)
 
 
 @pytest.fixture
 def directory(tmp_path):
-    """A short run that is finished, in whose second step a model wrote something hostile."""
-    directory = RunDirectory.create(tmp_path / "run")
-    directory.write_config({"preset": "poise", "model": "embedded", "note": HOSTILE[:20]})
-    directory.append_metrics(
-        {"step": 0, "rollouts": 0, "held_out/accuracy": 0.25, "held_out/prompts": 100, "held_out/accuracy/sum": 0.25}
-    )
-    for step in (1, 2):
-        directory.append_metrics(
-            {
-                "step": step,
-                "rollouts": 8 * step,
-                "reward": 0.5,
-                "poise/noise_ceiling": 0.4,
-                "poise/variance_reduction": 0.3,
-                "poise/ceiling_share": 0.75,
-                "poise/value_error": 0.0123,
-                "entropy": 0.5,
-                "completions/clipped_ratio": 0.125,
-                "in_charge": {"sum": "sibling_reward (penalty 1, all rows)", "<u>\u202e": "all (penalty 1, all rows)"},
-            }
-            | ({"held_out/accuracy": 0.75, "held_out/prompts": 100, "held_out/accuracy/sum": 0.75} if step == 2 else {})
-        )
-        directory.write_rollouts(
-            step,
-            prompts=["p1", "p1", "<i>p2</i>", "<i>p2</i>"],
-            completions=["one", "two", HOSTILE, "three"],
-            domains=["sum", "sum", "<u>", "<u>"],
-            rewards=[1.0, 0.0, 0.0, math.nan],
-            values=[0.5, 0.25, 0.75, 0.5],
-            baselines=[0.5, 0.25, 0.75, 0.5],
-            advantages=[0.5, -0.25, -0.75, 0.0],
-        )
-    directory.write_summary({"steps": 2, "rollouts": 16, "stopped_early": False, "versions": {"torch": "2.13.0"}})
-    return directory
+    return finished_run(tmp_path / "run")
+
+
+def data_of(html, name):
+    """What a browser would unpack."""
+    text = re.search(rf'id="{name}-data">([^<]*)<', html)[1]
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
+def charts_of(head):
+    return {chart["title"]: chart for chart in head["charts"]}
 
 
 # The page.
 
 
-def test_page_loads_nothing_and_runs_nothing(directory):
-    page = Page(report_page(directory))
-    assert {"script", "img", "link", "iframe", "object", "u"}.isdisjoint(page.tags)
-    names = {name for name, _ in page.attributes}
-    assert not {name for name in names if name.startswith("on")} | (names & {"src", "srcset", "xlink:href"})
-    assert all(value.startswith("#") for name, value in page.attributes if name == "href")
-    assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in page.attributes
-    assert "url(" not in report_page(directory)
-    # The control: the parser sees a script where there is one.
-    assert "script" in Page(f"<pre>{HOSTILE}</pre>").tags
+def test_page_stands_alone_and_holds_data_as_base64_alone(directory):
+    html = report_page(directory)
+    shell = re.sub(r"<(script|style)[^>]*>.*?</\1>", "", html, flags=re.DOTALL)
+    assert not re.search(r"\bon\w+=|\bsrc=|<(img|iframe|object|embed)", shell)
+    assert re.findall(r'(?:href|src)="(?!#|data:,)([^"]*)"', shell) == ["https://arxiv.org/abs/2605.07579"]  # a link
+    assert "url(" not in html
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-")
+    assert "connect-src 'none'" in policy
+    assert "alert(" not in html
+    assert HOSTILE in data_of(html, "rollout")["completion"]
+    scripts = [Path(page_data.__file__).parent / "page" / name for name in SCRIPTS[1:]]
+    texts = "".join(each.read_text(encoding="utf-8") for each in scripts)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function", texts)
 
 
-def test_hostile_completions_are_shown_as_the_text_that_they_are(directory):
-    text = report_page(directory)
-    assert "&lt;/pre&gt;&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    assert "{{ 7 * 7 }}" in text
-    assert "\\u202egnp\\u0000\\u001b[31m" in text
-    assert not set(text) & {"\u202e", "\x00", "\x1b"}
-    assert "&lt;i&gt;p2&lt;/i&gt;" in text
+def test_head_and_rollouts_hold_what_the_run_left(directory):
+    html = report_page(directory)
+    head, rollouts = data_of(html, "head"), data_of(html, "rollout")
+    assert head["name"] == "run"
+    assert head["finished"]
+    assert head["notes"] == []
+    assert [each["question"] for each in head["answers"]] == [
+        "What was subtracted from the rewards?",
+        "Why subtract anything?",
+        "Is the baseline any good?",
+        "Is the policy learning?",
+        "What to do next?",
+    ]
+    assert charts_of(head)["Reward and held-out problems"]["series"][-1]["y"] == [0.25, 0.75]
+    assert head["domains"] == [["sum", 0.25, 0.75]]
+    assert rollouts["rows"] == 8
+    second = {name: rollouts[name][6] for name in ("step", "row", "reward", "baseline", "sibling", "truncated")}
+    assert second == {"step": 2, "row": 2, "reward": 0.0, "baseline": 0.75, "sibling": 7, "truncated": 1}
+    prompts, domains, gold = (rollouts[name] for name in ("prompt", "domain", "answer"))
+    assert (prompts["distinct"], prompts["at"][-4:]) == (["p1", "<i>p2</i>"], [0, 0, 1, 1])
+    assert domains["distinct"] == ["sum", "<u>"]
+    assert (gold["distinct"], gold["at"][:3]) == (["4"], [0, 0, -1])
+    assert rollouts["parts"]["distinct"][rollouts["parts"]["at"][0]] == {"right": 1.0, "short": 0.5}
+    assert rollouts["tokens"][:2] == ["2418", None]  # "on" of .5 nats, "e" of 1
+    assert rollouts["cause"]["distinct"] == ["worker lost"]
 
 
-def test_page_tells_numbers_settings_and_versions(directory):
-    texts = Page(report_page(directory)).texts
-    for expected in ("0.250 → 0.750", "0.75", "0.0123", "run/config.yaml", "torch 2.13.0", "preset: poise"):
-        assert any(expected in text for text in texts), expected
-    everything = "".join(texts)
-    assert "sum: sibling_reward from step 1" in everything
-    assert "Both fail" not in everything  # one of that pair could not be graded
-    assert "This run did not log it." not in everything
+def test_page_is_the_same_for_the_same_run(directory):
+    assert report_page(directory) == report_page(directory)
 
 
-def test_what_a_run_did_not_leave_behind_is_said(tmp_path):
-    directory = RunDirectory.create(tmp_path / "run")
-    texts = " ".join(Page(report_page(directory)).texts)
-    assert "There is no summary.json" in texts
-    assert "There are no rollout files" in texts
-    assert "There are no values to check" in texts
-    assert "There is no config.yaml." in texts
-    assert "This run's preset does not choose its evidence." in texts
+@pytest.mark.parametrize(
+    ("break_it", "sentence", "is_there"),
+    [
+        (lambda d: d.summary.unlink(), "There is no summary.json: the run is still going", True),
+        (lambda d: d.summary.write_text("{"), "There is no summary.json", True),
+        (
+            lambda d: (d.rollouts / "step-000002.parquet").write_bytes(b"PAR1 cut off"),
+            "step-000002.parquet is no parquet file",
+            True,
+        ),
+        (lambda d: [each.unlink() for each in d.rollouts.glob("*")], "There are no rollout files (under verl", False),
+        (
+            lambda d: d.metrics.write_text("nonsense\n" + d.metrics.read_text() + '{"step": 3'),
+            "1 lines of metrics.jsonl cannot be read, and are left out.",
+            True,
+        ),
+        (lambda d: d.write_summary({"steps": 1, "stopped_early": True}), "was stopped after 1 steps", True),
+    ],
+)
+def test_what_is_missing_is_said_and_the_rest_is_shown(directory, break_it, sentence, is_there):
+    break_it(directory)
+    head = data_of(html := report_page(directory), "head")
+    assert any(sentence in note for note in head["notes"]), head["notes"]
+    assert bool(data_of(html, "rollout")["rows"]) == is_there
+    assert "Reward and held-out problems" in charts_of(head)
 
 
-def test_broken_files_are_named_and_the_rest_is_shown(directory):
-    (directory.rollouts / "step-000002.parquet").write_bytes(b"PAR1 cut off")
-    directory.summary.write_text("{")
-    with directory.metrics.open("a") as file:
-        file.write('{"step": 3')
-    texts = " ".join(Page(report_page(directory)).texts)
-    assert "step-000002.parquet is no parquet file" in texts
-    assert "There is no summary.json" in texts
-    assert "0.250 → 0.750" in texts
+def test_a_run_that_has_barely_begun_is_too_little_data_and_no_error(tmp_path):
+    head = page_head(RolloutReader(RunDirectory.create(tmp_path / "run")))
+    assert [each["answer"] for each in head["answers"]] == [
+        "Too little data yet.",
+        "To take noise out of the gradient",
+        "Too little data yet.",
+        "Too little data yet.",
+        "Let it train",
+    ]
+    assert head["little_to_know"]
 
 
-def test_files_of_another_schema_are_not_guessed_at(directory):
+def test_rollouts_of_version_1_and_of_verl_are_shown_with_what_they_lack(directory):
     import pyarrow.parquet
 
-    path = directory.rollouts / "step-000001.parquet"
-    table = pyarrow.parquet.read_table(path)
-    pyarrow.parquet.write_table(table.replace_schema_metadata({"poise_schema_version": "99"}), path)
-    batches, notes = read_rollouts(directory)
-    assert [batch[0].step for batch in batches] == [2]
-    assert notes == ["step-000001.parquet has schema version 99, and this poise reads 1"]
+    for path in directory.rollouts.glob("*.parquet"):
+        table = pyarrow.parquet.read_table(path).select(range(9))
+        pyarrow.parquet.write_table(table.replace_schema_metadata({"poise_schema_version": "1"}), path)
+    directory.append_metrics({"step": 3, "reward": 0.5, "timing_s/gen": 3.0, "timing_s/step": 5.0})
+    reader = RolloutReader(directory)
+    head = page_head(reader)
+    assert any("hold no gold answers" in note for note in head["notes"])
+    assert page_rollouts(reader)["rows"] == 8
+    times = {each["label"]: each["y"] for each in charts_of(head)["Where the time goes"]["series"]}
+    assert (times["sampling"][-1], times["update"][-1]) == (3.0, 2.0)
+    assert "every rollout counts alike" in charts_of(head)["Noise of the gradient"]["note"]
 
 
-def test_of_a_long_run_files_are_read_evenly_with_the_newest_among_them(tmp_path):
+def test_a_long_run_is_read_evenly_with_its_newest_file_and_each_file_once(tmp_path, monkeypatch):
     directory = RunDirectory.create(tmp_path / "run")
-    columns = {name: ["x", "x"] for name in ("prompts", "completions", "domains")}
-    columns |= {name: [0.0, 1.0] for name in ("rewards", "values", "baselines", "advantages")}
     for step in range(1, 11):
-        directory.write_rollouts(step, **columns)
-    batches, notes = read_rollouts(directory, most_files=4)
-    assert [batch[0].step for batch in batches] == [3, 5, 8, 10]
-    assert notes == ["4 of 10 rollout files were read, evenly spread over the run."]
+        pair_batch(directory, step, [1.0, 0.0])
+    monkeypatch.setattr("poise.report.rollout_files.MOST_ROLLOUTS", 8)
+    reader = RolloutReader(directory)
+    batches, notes = reader.batches()
+    assert [batch.step for batch in batches] == [3, 5, 8, 10]
+    assert notes == ["4 of 10 rollout files are shown, evenly spread over the run."]
+    assert reader.batches()[0][0] is batches[0]
 
 
-def test_long_texts_keep_beginning_and_end():
-    shown = shown_text("a" * LONGEST_TEXT + "b" * 5000)
-    assert shown.startswith("aaa")
-    assert shown.endswith("bbb")
-    assert "[… 5000 characters left out …]" in shown
+def test_texts_that_have_no_room_lose_their_middle(directory, monkeypatch):
+    assert shortened("a" * 9 + "b" * 9, 6) == "aaa\n[… 12 characters left out …]\nbbb"
+    monkeypatch.setattr(page_data, "MOST_CHARACTERS", 10)
+    pair_batch(directory, 3, [1.0, 0.0], completions=["x" * 1_000_000, "y"])
+    long = page_rollouts(RolloutReader(directory))["completion"][-2]
+    assert "[… 999000 characters left out …]" in long
 
 
 def test_command_writes_the_page_and_refuses_what_is_no_run(directory, tmp_path):
     done = CliRunner().invoke(app, ["report", str(directory.path)])
     assert (done.exit_code, done.stdout.strip()) == (0, str(directory.path / "report.html"))
     assert (directory.path / "report.html").read_text(encoding="utf-8") == report_page(directory)
-    elsewhere = write_report(directory, tmp_path / "page.html")
-    assert elsewhere.read_text(encoding="utf-8").startswith("<!doctype html>")
-    refused = CliRunner().invoke(app, ["report", str(tmp_path / "nothing")])
+    assert write_report(directory, tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    refused = CliRunner().invoke(app, ["report", str(directory.path), str(tmp_path / "nothing")])
     assert refused.exit_code == 2
     assert f"poise report: {tmp_path}/nothing holds no run: a run has a file metrics.jsonl" in refused.output
 
 
-# Calibration.
-
-
-def test_calibration_equals_a_direct_computation():
-    random = np.random.default_rng(0)
-    values = random.beta(0.5, 0.5, size=400)
-    rewards = (random.random(400) < values**2).astype(float)
-    prompts = [index // 2 for index in range(400)]
-    found = calibration(values.tolist(), rewards.tolist(), prompts, num_bins=8)
-    order = np.argsort(values)
-    chunks = np.array_split(order, 8)
-    assert [each.num_rollouts for each in found.bins] == [len(chunk) for chunk in chunks]
-    for each, chunk in zip(found.bins, chunks, strict=True):
-        assert each.mean_value == pytest.approx(values[chunk].mean())
-        assert each.mean_reward == pytest.approx(rewards[chunk].mean())
-        assert (each.lowest, each.highest) == (values[chunk].min(), values[chunk].max())
-        assert each.num_prompts == len({prompts[index] for index in chunk})
-        assert each.interval == pytest.approx(wilson_interval(each.mean_reward, each.num_prompts))
-    assert found.bias == pytest.approx(values.mean() - rewards.mean())
-    gaps = [len(chunk) / 400 * abs(values[chunk].mean() - rewards[chunk].mean()) for chunk in chunks]
-    assert found.error == pytest.approx(sum(gaps))
-    # scikit-learn's quantile bins lie where ours do.
-    true, predicted = calibration_curve(rewards, values, n_bins=8, strategy="quantile")
-    assert [each.mean_reward for each in found.bins] == pytest.approx(true.tolist(), abs=0.03)
-    assert [each.mean_value for each in found.bins] == pytest.approx(predicted.tolist(), abs=0.03)
-
-
-def test_values_that_are_right_are_found_calibrated_and_others_are_not():
-    random = np.random.default_rng(1)
-    truth = random.random(4000)
-    rewards = (random.random(4000) < truth).astype(float).tolist()
-    prompts = list(range(4000))
-    right = calibration(truth.tolist(), rewards, prompts)
-    assert sum(low <= each.mean_value <= high for each in right.bins for low, high in [each.interval]) >= 9
-    assert right.error < 0.03
-    wrong = calibration((0.5 + truth / 2).tolist(), rewards, prompts)
-    assert sum(low <= each.mean_value <= high for each in wrong.bins for low, high in [each.interval]) <= 2
-    assert wrong.error > 0.2
-
-
-def test_equal_values_stay_in_one_bin_and_rewards_may_leave_zero_to_one():
-    found = calibration([0.5] * 6 + [0.9] * 2, [-2.0, 3.0, 3.0, 3.0, 3.0, -2.0, 0.0, 1.0], list("aabbccdd"))
-    assert [each.num_rollouts for each in found.bins] == [6, 2]
-    assert found.bins[0].mean_reward == pytest.approx(8 / 6)
-    low, high = wilson_interval((8 / 6 + 2) / 5, 3)
-    assert found.bins[0].interval == pytest.approx((-2 + 5 * low, -2 + 5 * high))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (([], [], []), "calibration needs at least 1 rollout, got none"),
-        (([0.5], [1.0, 0.0], ["x"]), "needs a reward and a prompt for each of 1 values, got 2 and 1"),
-    ],
-)
-def test_nothing_to_calibrate_is_one_sentence(arguments, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        calibration(*arguments)
-
-
-def test_errors_of_simple_baselines_are_those_of_the_true_values():
-    random = np.random.default_rng(2)
-    batches = []
-    for step in range(1, 31):
-        truth = random.random(400)
-        batches.append(
-            [
-                rollout(f"{index}", float(random.random() < p), step=step, sibling=0)
-                for index, p in enumerate(truth)
-                for _ in range(2 + index % 2)  # pairs and groups of three
-            ]
-        )
-    constant, sibling = errors_of_simple_baselines(batches)
-    assert [step for step, _ in constant] == list(range(1, 31))
-    assert constant[-1][1] == pytest.approx(1 / 12, abs=0.01)  # Var of a uniform V
-    assert sibling[-1][1] == pytest.approx((1 / 6 + 1 / 12) / 2, abs=0.01)  # E[V (1 - V)] / (G - 1)
-
-
-# Pairs.
-
-
-def test_pairs_are_two_rollouts_of_one_prompt():
-    batch = [*pair("x", 1.0, 0.0), rollout("alone", 1.0, sibling=None), *pair("y", 0.0, 0.0)]
-    assert [(each.first.prompt, each.rewards) for each in pairs_of(batch)] == [("x", (1.0, 0.0)), ("y", (0.0, 0.0))]
-
-
-def test_chosen_pairs_are_those_that_the_reason_asks_for():
-    batch = [
-        *pair("new1", 1.0, 1.0),
-        *pair("new2", 1.0, 1.0),
-        *pair("other", 1.0, 1.0, domain="sort"),
-        *pair("fail.9", 0.0, 0.0, value=0.9),
-        *pair("fail.2", 0.0, 0.0, value=0.2),
-        *pair("right.8", 1.0, 1.0, value=0.8),
-        *pair("right.1", 1.0, 1.0, value=0.1),
-        *pair("big", 1.0, 0.0, baseline=-5.0),
-        *pair("split", 1.0, 0.0, value=0.45),
-        *pair("ungradable", None, 0.0, baseline=9.0),
-    ]
-    chosen = {
-        choice.title.split(",")[0]: [each.first.prompt for each in choice.pairs]
-        for choice in pair_choices([batch], each=1)
-    }
-    assert chosen == {
-        "Newest": ["new1"],
-        "Largest advantages": ["big"],
-        "Both fail": ["fail.9"],
-        "Both right": ["right.1"],
-        "One right": ["split"],
-    }
-    newest = pair_choices([batch], each=2)[0]
-    assert [each.first.prompt for each in newest.pairs] == ["new1", "other"]  # one domain after another
-    assert pair_choices([]) == []
+def test_other_runs_are_drawn_over_the_first(directory, tmp_path):
+    other = finished_run(tmp_path / "other")
+    done = CliRunner().invoke(app, ["report", str(directory.path), str(other.path)])
+    assert done.exit_code == 0
+    charts = charts_of(data_of(directory.report.read_text(encoding="utf-8"), "head"))
+    assert charts["Reward and held-out problems"]["series"][-1]["label"] == "other: held-out accuracy"
+    assert charts["Noise of the gradient"]["series"][-1]["label"] == "other"
 
 
 # Charts.
 
 
-def test_ticks_are_round_and_within_the_range():
-    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert ticks(-0.013, 0.042) == pytest.approx([0, 0.02, 0.04])
-    assert ticks(1, 240) == [50, 100, 150, 200]
-    assert [short_number(x) for x in (0, 0.25, 12000, 2e6, 5e-5)] == ["0", "0.25", "12k", "2M", "5e-05"]
+def test_held_out_numbers_have_their_own_names_and_intervals():
+    lines = [
+        {
+            "step": 0,
+            "held_out/reward": -3.0,
+            "held_out/reward_error": 0.5,
+            "held_out/accuracy": 0.5,
+            "held_out/prompts": 4,
+        },
+        {"step": 1, "reward": 0.5},
+        {"step": 2, "held_out/reward": -1.0, "held_out/reward_error": 0.25},
+    ]
+    series = {each.label: each for each in learning_charts(lines)[0].series}
+    assert (series["held-out reward"].low, series["held-out reward"].high) == ([-3.98, -1.49], [-2.02, -0.51])
+    assert series["held-out accuracy"].x == [0]
+    assert 0 < series["held-out accuracy"].low[0] < 0.5 < series["held-out accuracy"].high[0] < 1
+    assert is_it_learning(lines).answer == "Yes: -3.00 → -1.00"
+    assert is_it_learning(lines[:2]).answer == "Too little data yet."
 
 
-def test_points_are_drawn_where_they_belong_and_gaps_are_kept():
-    chart = line_chart(
-        [Series("<x>", [(0, 0.0), (1, None), (2, 1.0)], dots=True)], title="<t>", x_range=(0, 2), y_range=(0.0, 1.0)
-    )
-    assert '<circle class="dot a" cx="46.0" cy="206.0"' in chart
-    assert '<circle class="dot a" cx="408.0" cy="10.0"' in chart
-    assert 'd="M46.0 206.0M408.0 10.0"' in chart
-    assert "&lt;x&gt;: 0, 0" in chart
-    assert "<t>" not in chart
-    assert line_chart([Series("nothing", [(0, None), (1, math.nan)])], title="t") is None
-
-
-@pytest.mark.parametrize("points", [[(3.0, 2.0)], [(1.0, 0.5), (2.0, 0.5)], [(0.0, 0.0), (1.0, 0.0)]])
-def test_single_and_constant_points_can_be_drawn(points):
-    chart = line_chart([Series("x", points)], title="t", y_range=(0.0, None))
-    assert "nan" not in chart
-    assert "inf" not in chart
-
-
-def test_long_lines_are_thinned_to_means():
-    points = [(float(x), float(x % 2)) for x in range(10_000)]
-    thin = thinned(points)
-    assert len(thin) <= 400
-    assert all(y == pytest.approx(0.5, abs=0.03) for _, y in thin)
-    assert thin[-1][0] == 9999
+def test_a_ceiling_below_zero_is_no_number():
+    lines = [{"step": 1, "poise/noise_ceiling": -0.4}, {"step": 2, "poise/noise_ceiling": 0.25}]
+    ceiling = value_charts(lines, [], None)[0].series[0]
+    assert ceiling.y == [None, 0.25]
+    assert value_charts(lines[:1], [], None)[0].series == []
 
 
 def test_runs_of_equal_evidence_become_one_piece():
-    cells = [(1.0, "all"), (3.0, "all"), (5.0, "zero"), (7.0, "all")]
-    assert merged(cells, end=9.0) == [(1.0, 5.0, "all"), (5.0, 7.0, "zero"), (7.0, 9.0, "all")]
-    chart = strip_chart([("sum", cells)], title="t", levels=["zero", "all"])
-    assert chart.count("<rect") == 3
-    assert "sum: zero from step 5" in chart
-    assert strip_chart([], title="t", levels=["zero"]) is None
+    lines = [
+        {"step": k, "in_charge": {"sum": f"{what} (all rows)"}} for k, what in ((1, "all"), (2, "all"), (5, "zero"))
+    ]
+    assert evidence_strips(lines) == [{"domain": "sum", "runs": [(1, 5, "all"), (5, 6, "zero")]}]
+
+
+def test_time_that_no_phase_accounts_for_is_the_update():
+    lines = [
+        {"step": 0, "step_time": 100.0},
+        {"step": 1, "reward": 0.5, "step_time": 3.0, "poise/seconds_sampling": 1.5, "poise/seconds_baseline": 0.5},
+        {"step": 2, "step_time": 2.0},
+    ]
+    times = {each.label: list(each.y) for each in phase_chart(lines).series}
+    assert times == {"sampling": [1.5], "grading": [0.0], "reading features": [0.0], "baseline": [0.5], "update": [3.0]}
+
+
+# What the baseline saves.
+
+
+def batches_of(tmp_path, rows):
+    """One batch a row of (rewards, baselines, weights)."""
+    directory = RunDirectory.create(tmp_path / "run")
+    for step, (rewards, baselines, weights) in enumerate(rows, start=1):
+        pair_batch(directory, step, rewards, baselines=baselines, weights=weights)
+    return RolloutReader(directory).batches()[0]
+
+
+def test_noise_is_that_of_graded_rollouts_with_siblings_by_weight(tmp_path):
+    (batch,) = batches_of(tmp_path, [([1.0, 0.0, 1.0, math.nan], [0.25, 0.5, 9.0, 9.0], [2.0, 3.0, 7.0, 7.0])])
+    found = noise([batch])
+    assert found.weighted
+    assert found.used.tolist() == [2 * 0.75**2 + 3 * 0.5**2]
+    assert found.of(NONE).tolist() == [2.0]
+    assert found.of(RLOO).tolist() == [2 + 3]
+    assert found.of(CONSTANT).tolist() == [pytest.approx(2 - 2**2 / 5)]
+    assert noise([]) is None
+
+
+def test_ratios_tell_a_baseline_that_saves_noise_from_one_that_adds_some(tmp_path):
+    random = np.random.default_rng(0)
+
+    def run(baseline, folder):
+        rows = []
+        for _ in range(24):
+            chances = np.repeat(random.random(16), 2)
+            rewards = (random.random(32) < chances).astype(float)
+            rows.append((rewards.tolist(), baseline(chances).tolist(), [None] * 32))
+        return {each.against: each for each in ratios(noise(batches_of(tmp_path / folder, rows)))}
+
+    oracle, harmful = run(lambda chances: chances, "oracle"), run(lambda chances: -chances, "harmful")
+    # E[V(1-V)] = 1/6 of uniform chances, against E[r^2] = 1/2, Var r = 1/4 and RLOO's 2/6.
+    for against, expected in ((NONE, 1 / 3), (RLOO, 1 / 2), (CONSTANT, 2 / 3)):
+        assert oracle[against].low < expected < oracle[against].high < 1
+    assert harmful[NONE].low > 1
+    assert ratios(None) == []
+
+
+def test_errors_of_simple_values_are_those_of_the_true_values(tmp_path):
+    random = np.random.default_rng(2)
+    rows = []
+    for _ in range(25):
+        rewards = (random.random(400) < np.repeat(random.random(200), 2)).astype(float).tolist()
+        rows.append((rewards, [0.0] * 400, [None] * 400))
+    steps, constant, sibling = errors_of_simple_values(batches_of(tmp_path, rows))
+    assert steps == list(range(1, 26))
+    assert constant[-1] == pytest.approx(1 / 12, abs=0.015)  # Var of a uniform V
+    assert sibling[-1] == pytest.approx(1 / 6, abs=0.015)  # E[V (1 - V)] / (G - 1)
+
+
+def test_prompts_are_never_sometimes_or_always_solved(tmp_path):
+    batches = batches_of(tmp_path, [([0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0], [0.0] * 8, [None] * 8)])
+    steps, shares = difficulty(batches)
+    assert steps == [1]
+    assert shares.tolist() == [[0.25, 0.25, 0.5]]
+
+
+# Sentences.
+
+
+def test_a_baseline_far_from_the_value_is_explained_and_a_near_one_is_not(tmp_path):
+    directory = RunDirectory.create(tmp_path / "run")
+    pair_batch(directory, 1, [1.0, 1.0], baselines=[0.95, 0.0], values=[0.99, 0.99])
+    found = far_from_value(RolloutReader(directory).batches()[0])
+    assert (found.step, found.row) == (1, 1)
+    assert "reward 1.00 and value 0.99 has the baseline 0.00, and so the advantage +1.00" in found.sentence
+    pair_batch(directory, 2, [1.0, 1.0], baselines=[0.95, 0.9], values=[0.99, 0.99])
+    assert far_from_value(RolloutReader(directory).batches()[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("preset", "subtracted", "why"),
+    [
+        ("poise", "Too little data yet.", "never sees"),
+        ("group-mean", "Too little", "not exactly"),
+        ("none", "Nothing", ""),
+    ],
+)
+def test_answers_speak_of_the_preset(preset, subtracted, why):
+    told = answers(preset=preset, metrics=[], batches=[], gains=[], alarms=[], path="runs/x", finished=True)
+    assert told[0].answer.startswith(subtracted)
+    assert why in told[1].detail
+    assert "poise eval runs/x" in told[4].detail

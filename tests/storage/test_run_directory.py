@@ -12,7 +12,8 @@ import yaml
 
 from poise.report.learning_curve import learning_curve, running_means, write_learning_curve
 from poise.storage import whole_files
-from poise.storage.run_directory import ROLLOUTS_SCHEMA_VERSION, RunDirectory, sibling_rows
+from poise.storage.rollouts import ROLLOUTS_SCHEMA_VERSION, rollout_lines, sibling_rows
+from poise.storage.run_directory import RunDirectory
 
 NAN = float("nan")
 
@@ -69,6 +70,10 @@ def test_rollouts_come_back_with_schema_version_siblings_and_nulls(tmp_path):
         values=[NAN] * 4,
         baselines=[0.25, 0.0, 0.5, 0.5],
         advantages=[0.75, 0.0, -0.5, 0.5],
+        answers=["1", None, "1", "4"],
+        parts=[{"right": 1.0, "short": NAN}, {}, {"right": 0.0}, {"right": 1.0}],
+        truncated=[False, True, False, False],
+        token_entropies=[([1], [0.5]), None, ([1, 0], [0.25, 0.0]), None],
     )
     assert path.name == "step-000007.parquet"
     table = pyarrow.parquet.read_table(path)
@@ -83,7 +88,33 @@ def test_rollouts_come_back_with_schema_version_siblings_and_nulls(tmp_path):
         "baseline": [0.25, 0.0, 0.5, 0.5],
         "advantage": [0.75, 0.0, -0.5, 0.5],
         "sibling": [2, None, 0, None],
+        "answer": ["1", None, "1", "4"],
+        "parts": [[("right", 1.0), ("short", None)], [], [("right", 0.0)], [("right", 1.0)]],
+        "truncated": [False, True, False, False],
+        "weight": [None] * 4,
+        "token_lengths": [[1], None, [1, 0], None],
+        "token_entropies": [[0.5], None, [0.25, 0.0], None],
     }
+
+
+def test_files_of_version_1_are_read_and_later_ones_and_others_are_refused(tmp_path):
+    directory = RunDirectory.create(tmp_path / "run")
+    columns = {name: ["x"] for name in ("prompts", "completions", "domains")}
+    columns |= {name: [0.5] for name in ("rewards", "values", "baselines", "advantages")}
+    path = directory.write_rollouts(1, **columns, answers=["4"])
+    table = pyarrow.parquet.read_table(path)
+
+    def rewritten(version, num_columns):
+        some = table.select(range(num_columns)).replace_schema_metadata({"poise_schema_version": version})
+        pyarrow.parquet.write_table(some, path)
+        return rollout_lines(path)
+
+    assert rewritten("1", 9)[0]["reward"] == 0.5
+    assert rewritten("1", 9)[0]["answer"] is None
+    with pytest.raises(ValueError, match="has schema version 99, and this poise reads 1 and 2: a newer poise can"):
+        rewritten("99", 9)
+    with pytest.raises(ValueError, match="lacks the columns answer, parts"):
+        rewritten("2", 9)
 
 
 def test_siblings_of_a_larger_group_go_round():

@@ -62,8 +62,8 @@ def _findings(run: Path | None, of_line: dict[str, Any], output: Path) -> Any:
     """Of the settings, and of the metrics where a run has some."""
     from poise.doctor.checks import Finding
     from poise.doctor.examination import findings
+    from poise.report.alarms import alarms
     from poise.storage.run_directory import RunDirectory
-    from poise.train.alarms import alarms
     from poise.train.config import run_settings
 
     folder = RunDirectory(run) if run is not None and run.is_dir() else None

@@ -17,10 +17,13 @@ def add_to(app: typer.Typer) -> None:
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a run, finished or not.", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN [OTHER...]", help="A run's folder, finished or not; others are drawn over it."),
+    ],
     output: Annotated[Path | None, typer.Option(help="Where to write. Default: report.html in the run.")] = None,
 ) -> None:
-    """Write the page of a run: curves, quality of its values, and rollouts to look at.
+    """Write the page of a run: does it learn, what does the baseline save, is anything wrong, and its rollouts.
 
     The page is one file that needs no network.
     """
@@ -28,7 +31,8 @@ def report(
     from poise.storage.run_directory import RunDirectory
 
     try:
-        written = write_report(RunDirectory(run), output)
+        run, *others = map(RunDirectory, runs)
+        written = write_report(run, output, others)
     except (ValueError, OSError) as error:
         raise said("report", error, code=2) from error
     print_text(written)

@@ -1,254 +1,322 @@
-"""Charts as inline SVG: lines, strips and scatters, in light and in dark.
+"""The charts of a run as numbers: what the page draws, and what stands in the table below each chart.
 
-A chart is inline SVG without a single colour of its own. Classes name the series, the page's style sheet
-gives them their colours, and every text is escaped.
+A chart is made from what the run logged and from nothing else; what it did not log is no chart, and the page says so.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from typing import Any
 
-from markupsafe import Markup, escape
+from poise.evaluate.statistics import wilson_interval
+from poise.report.baseline_gain import CONSTANT, NONE, RLOO, Noise, difficulty, errors_of_simple_values
+from poise.report.calibration import Calibration
+from poise.report.learning_curve import running_means
+from poise.report.rollout_files import RolloutBatch
 
 Number = int | float
-Point = tuple[Number, Number]
-WIDTH, HEIGHT = 420, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 34
-_MOST_POINTS = 400
+Metrics = Sequence[Mapping[str, Any]]
+"""Lines of `metrics.jsonl`."""
 
-
-@dataclass(frozen=True)
-class Series:
-    """Points that belong together. Points that are None or not finite are gaps."""
-
-    label: str
-    points: Sequence[tuple[Number, Number | None]]
-    style: str = "a"
-    """a, b, c: the colours of the page; "faint" for what stands behind; "dashed" for what is compared with."""
-    dots: bool = False
-    intervals: Sequence[tuple[Number, Number]] | None = None
-    """Lower and upper end of each point."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """From numbers to places on the page."""
-
-    lowest: Number
-    highest: Number
-    start: Number
-    end: Number
-
-    def __call__(self, number: Number) -> Number:
-        """The place of a number."""
-        return self.start + (number - self.lowest) / (self.highest - self.lowest) * (self.end - self.start)
+TOO_LITTLE = "Too little data yet."
+LOWEST_CEILING = 0.02
+MOST_NOISE = 2.0
+"""Times that without a baseline, at which the chart ends."""
 
 
 @dataclass
-class _Drawing:
-    """An SVG under way."""
+class Series:
+    """A line of a chart."""
 
-    height: Number = HEIGHT
-    parts: list[Markup] = field(default_factory=list)
+    label: str
+    x: Sequence[Number]
+    y: Sequence[Number | None]
+    style: str = "a"
+    """a, b, c, d: colours; "faint" stands behind, "dashed" is compared with, "dots" has its points marked."""
+    low: Sequence[Number | None] | None = None
+    high: Sequence[Number | None] | None = None
+    """Ends of intervals."""
 
-    def add(self, form: str, *values: object) -> None:
-        """Add one element; values are escaped."""
-        self.parts.append(Markup(form).format(*values))
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no number to draw."""
+        return not any(y is not None and math.isfinite(y) for y in self.y)
 
-    def svg(self, title: str) -> Markup:
-        """The whole, with a title for those who cannot see it."""
-        return Markup('<svg viewBox="0 0 {} {}" role="img"><title>{}</title>{}</svg>').format(
-            WIDTH, self.height, title, Markup("").join(self.parts)
+
+@dataclass
+class Chart:
+    """Lines over steps."""
+
+    section: str
+    title: str
+    series: list[Series]
+    note: str = ""
+    lowest: Number | None = None
+    highest: Number | None = None
+    """Ends of the vertical axis; None to fit."""
+    x_label: str = "step"
+    stacked: bool = False
+    diagonal: bool = False
+    missing: str = "This run did not log it."
+    small: bool = False
+    shares: bool = False
+    """Whether the axis goes from 0 to 1 where all numbers do."""
+
+    def __post_init__(self) -> None:
+        self.series = [each for each in self.series if not each.is_empty]
+        numbers = [y for each in self.series for y in each.y if y is not None and math.isfinite(y)]
+        if self.shares and numbers and min(numbers) >= 0 and max(numbers) <= 1:
+            self.lowest, self.highest = 0.0, 1.0
+
+
+@dataclass
+class OtherRun:
+    """A run that is drawn over the run of the page."""
+
+    name: str
+    metrics: Metrics
+    noise: Noise | None = field(default=None)
+
+
+def column(metrics: Metrics, key: str, *, least: Number = -math.inf) -> tuple[list[Number], list[Number | None]]:
+    """Steps and numbers of every line that has the key; None for numbers below `least`."""
+    lines = [line for line in metrics if key in line]
+    numbers = [line[key] for line in lines]
+    return [line["step"] for line in lines], [None if y is None or y < least else y for y in numbers]
+
+
+def newest(metrics: Metrics, key: str) -> Number | None:
+    """The last number under a key; None where there is none."""
+    return next((line[key] for line in reversed(metrics) if line.get(key) is not None), None)
+
+
+def held_out(metrics: Metrics, kind: str) -> tuple[list[Number], list[Number | None], list[Number], list[Number]]:
+    """Steps, means, and ends of 95 % intervals of `held_out/accuracy` or `held_out/reward`."""
+    key = f"held_out/{kind}"
+    lines = [line for line in metrics if line.get(key) is not None]
+    ends = []
+    for line in lines:
+        mean, error, num = line[key], line.get(f"{key}_error"), line.get("held_out/prompts")
+        if error is not None:
+            ends.append((mean - 1.96 * error, mean + 1.96 * error))
+        else:
+            ends.append(wilson_interval(mean, num) if kind == "accuracy" and num and 0 <= mean <= 1 else (mean, mean))
+    means: list[Number | None] = [line[key] for line in lines]
+    return [line["step"] for line in lines], means, [low for low, _ in ends], [high for _, high in ends]
+
+
+def learning_charts(metrics: Metrics, others: Sequence[OtherRun] = ()) -> list[Chart]:
+    """Reward in training and what was measured on held-out problems; then accuracy by domain."""
+    steps, rewards = column(metrics, "reward")
+    known = [(x, y) for x, y in zip(steps, rewards, strict=True) if y is not None]
+    smooth = running_means([y for _, y in known])
+    series = [
+        Series("reward of a batch", steps, rewards, "faint"),
+        Series("reward, running mean", [x for x, _ in known], smooth, "b"),
+    ]
+    for kind, style in (("reward", "c dots"), ("accuracy", "a dots")):
+        x, y, low, high = held_out(metrics, kind)
+        series.append(Series(f"held-out {kind}", x, y, style, low, high))
+    for other in others:
+        kind = "accuracy" if newest(other.metrics, "held_out/accuracy") is not None else "reward"
+        x, y, _, _ = held_out(other.metrics, kind)
+        series.append(Series(f"{other.name}: held-out {kind}", x, y, "other dots"))
+    note = (
+        "Held-out problems are never trained on; bars are 95 % intervals. The reward in training is that of the newest "
+        "rollouts."
+    )
+    return [Chart("learning", "Reward and held-out problems", series, note, shares=True), *domain_charts(metrics)]
+
+
+def domain_charts(metrics: Metrics, *, most: int = 24) -> list[Chart]:
+    """A small chart for each domain: its held-out accuracy, with that of all domains behind."""
+    everything = column(metrics, "held_out/accuracy")
+    names = [name for name, _, _ in domains_before_and_after(metrics)]
+    return [
+        Chart(
+            "domains",
+            name,
+            [
+                Series("all domains", *everything, "faint"),
+                Series(name, *column(metrics, f"held_out/accuracy/{name}"), "a dots"),
+            ],
+            small=True,
+            shares=True,
         )
+        for name in names[:most]
+    ]
 
 
-def ticks(lowest: Number, highest: Number, *, about: int = 5) -> list[Number]:
-    """Round numbers within a range: multiples of 1, 2 or 5 times a power of ten."""
-    rough = (highest - lowest) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    size = next(multiple * power for multiple in (1, 2, 5, 10) if multiple * power >= rough * 0.999)
-    first = math.ceil(lowest / size - 1e-9)
-    return [round(index * size, 12) for index in range(first, math.floor(highest / size + 1e-9) + 1)]
+def domains_before_and_after(metrics: Metrics) -> list[tuple[str, float, float]]:
+    """Held-out accuracy of each domain at its first and its last measurement."""
+    prefix = "held_out/accuracy/"
+    names = sorted({key for line in metrics for key in line if key.startswith(prefix)})
+    ends = [(name, [y for y in column(metrics, name)[1] if y is not None]) for name in names]
+    return [(name.removeprefix(prefix), each[0], each[-1]) for name, each in ends if each]
 
 
-def short_number(number: Number) -> str:
-    """A number as a person would write it beside an axis."""
-    if number and abs(number) < 1e-3:
-        return f"{number:.0e}"
-    if abs(number) >= 1e4:
-        return f"{number / 1e3:g}k" if abs(number) < 1e6 else f"{number / 1e6:g}M"
-    return f"{number:.4g}"
+def noise_chart(found: Noise | None, metrics: Metrics, others: Sequence[OtherRun] = ()) -> Chart:
+    """Noise of the gradient relative to that without a baseline."""
+    series = []
+    if found is not None:
+        sums = found.faded()
+        none = [float(each) or math.nan for each in sums.none]
+        lines = ((RLOO, sums.of(RLOO), "faint"), (CONSTANT, sums.of(CONSTANT), "c"), ("this run", sums.used, "a"))
+        series = [
+            Series(label, sums.steps, [float(a) / b for a, b in zip(each, none, strict=True)], style)
+            for label, each, style in lines
+        ]
+        series.insert(0, Series(NONE, sums.steps, [1.0] * len(none), "dashed"))
+    elif newest(metrics, "poise/weighted_risk") is not None:
+        steps, risks = column(metrics, "poise/weighted_risk")
+        series = [Series(NONE, steps, [1.0] * len(steps), "dashed"), Series("this run", steps, risks, "a")]
+    for other in others:
+        if other.noise is not None:
+            sums = other.noise.faded()
+            share = [float(a) / float(b) if b else None for a, b in zip(sums.used, sums.none, strict=True)]
+            series.append(Series(other.name, sums.steps, share, "other"))
+    note = "Noise of the gradient as a share of what it is without a baseline: lower is better. " + (
+        "Rollouts count by the squared length of their score."
+        if found is None or found.weighted
+        else "The files hold no lengths of scores, so that every rollout counts alike: under `poise`, whose baseline "
+        "is made for unlike ones, this understates it."
+    )
+    most = max((y for each in series for y in each.y if y is not None and y == y), default=0.0)
+    highest = MOST_NOISE if most > MOST_NOISE else None  # what is above leaves the picture, not the table
+    return Chart("baseline", "Noise of the gradient", series, note, 0.0, highest, missing=TOO_LITTLE)
 
 
-def thinned(points: Sequence[tuple[Number, Number | None]]) -> list[tuple[Number, Number | None]]:
-    """At most a few hundred points: means of neighbours where there are more."""
-    every = math.ceil(len(points) / _MOST_POINTS)
-    if every <= 1:
-        return list(points)
-    out: list[tuple[Number, Number | None]] = []
-    for start in range(0, len(points), every):
-        known = [(x, y) for x, y in points[start : start + every] if y is not None and math.isfinite(y)]
-        if known:
-            out.append((known[-1][0], sum(y for _, y in known) / len(known)))
-        else:
-            out.append((points[start][0], None))
-    return out
+def value_charts(metrics: Metrics, batches: Sequence[RolloutBatch], curve: Calibration | None) -> list[Chart]:
+    """How much the values know, and whether they are right on average."""
+    steps, constant, sibling = errors_of_simple_values(batches)
+    ends = [end for each in curve.bins for end in (*each.interval, each.mean_value)] if curve else []
+    bins = curve.bins if curve else ()
+    return [
+        Chart(
+            "values",
+            "Variance that values explain",
+            [
+                Series("that could be explained", *column(metrics, "poise/noise_ceiling", least=0.0), "dashed"),
+                Series("explained by values", *column(metrics, "poise/variance_reduction"), "a"),
+            ],
+            "Share of the rewards' variance. Above the dashed line it is tossing coins.",
+            shares=True,
+            missing=TOO_LITTLE,
+        ),
+        Chart(
+            "values",
+            "Error of the values",
+            [
+                Series("best constant", steps, constant, "dashed"),
+                Series("sibling's reward", steps, sibling, "faint"),
+                Series("values", *column(metrics, "poise/value_error"), "a"),
+            ],
+            "Mean squared error to V(x), the expected reward of a prompt, estimated from pairs of rollouts: it can "
+            "fall below 0 by chance.",
+            missing=TOO_LITTLE,
+        ),
+        Chart(
+            "values",
+            "Are values right on average?",
+            [
+                Series(
+                    "mean reward",
+                    [each.mean_value for each in bins],
+                    [each.mean_reward for each in bins],
+                    "a dots",
+                    [each.interval[0] for each in bins],
+                    [each.interval[1] for each in bins],
+                )
+            ],
+            f"Rollouts of like value, {len(bins)} bins; bars are 95 % intervals over prompts. Bias "
+            f"{curve.bias:+.3f}, mean distance {curve.error:.3f}."
+            if curve
+            else "",
+            lowest=min([0.0, *ends]),
+            highest=max([1.0, *ends]),
+            x_label="mean value",
+            diagonal=True,
+            missing="There are no values to check: the preset makes none, or no graded rollouts are on disk yet.",
+        ),
+    ]
 
 
-def finite_points(points: Sequence[tuple[Number, Number | None]]) -> list[Point]:
-    """The points that can be drawn."""
-    return [(x, y) for x, y in points if y is not None and math.isfinite(y)]
+def health_charts(metrics: Metrics, batches: Sequence[RolloutBatch]) -> list[Chart]:
+    """Difficulty of the prompts, time of a step by phase, and what training logged about itself."""
+    steps, shares = difficulty(batches)
+    names = (("never solved", "d"), ("sometimes", "a"), ("always solved", "c"))
+    charts = [
+        Chart(
+            "health",
+            "How hard the prompts are",
+            [Series(name, steps, shares[:, k].tolist(), style) for k, (name, style) in enumerate(names)],
+            "Share of prompts whose rollouts all fail, differ, or all succeed: only the middle ones teach RLOO and "
+            "GRPO anything.",
+            stacked=True,
+            missing="There are no prompts with two graded rollouts on disk.",
+        ),
+        phase_chart(metrics),
+    ]
+    listed = (
+        ("Cut-off completions", "completions/clipped_ratio", "Share of completions that reach the largest length."),
+        ("Length of completions", "completions/mean_length", "Mean, in tokens."),
+        ("Entropy", "entropy", "Mean of a token, in nats: near 0 the policy no longer explores."),
+        ("Clipped tokens", "clip_ratio/region_mean", "Share of tokens whose ratio to the sampling policy was clipped."),
+        ("Gradient norm", "grad_norm", "Before clipping."),
+        ("Ungradable rollouts", "poise/ungradable_share", "Share without a reward."),
+    )
+    charts += [
+        Chart("health", title, [Series(title.lower(), *column(metrics, key), "b")], note, lowest=0.0)
+        for title, key, note in listed
+    ]
+    return [each for each in charts if each.series or each.title == "How hard the prompts are"]
 
 
-def line_chart(
-    series: Sequence[Series],
-    *,
-    title: str,
-    x_label: str = "steps",
-    y_range: tuple[Number | None, Number | None] = (None, None),
-    x_range: tuple[Number, Number] | None = None,
-    diagonal: bool = False,
-    compact: bool = False,
-) -> Markup | None:
-    """Lines over steps, with a legend where there are several; None if there is nothing to draw.
-
-    Args:
-        series: What to draw, the first one lowest.
-        title: For those who cannot see the picture.
-        x_label: Below.
-        y_range: Where the axis begins and ends; None to fit what is drawn.
-        x_range: The same for the horizontal axis.
-        diagonal: Whether to draw the line y = x.
-        compact: Draw for a narrow place: larger letters, fewer marks, no legend.
-    """
-    drawn = [each for each in series if finite_points(each.points)]
-    if not drawn:
-        return None
-    everything = [point for each in drawn for point in finite_points(each.points)]
-    ends = [end for each in drawn for interval in each.intervals or () for end in interval if math.isfinite(end)]
-    x_low, x_high = x_range or (min(x for x, _ in everything), max(x for x, _ in everything))
-    low = min([y for _, y in everything] + ends) if y_range[0] is None else y_range[0]
-    high = max([y for _, y in everything] + ends) if y_range[1] is None else y_range[1]
-    if x_high <= x_low:
-        x_low, x_high = x_low - 0.5, x_low + 0.5
-    if high <= low:
-        low, high = (low if y_range[0] is not None else low - 0.5), low + 0.5
-    room = 0.06 * (high - low)
-    low, high = low - (room if y_range[0] is None else 0), high + (room if y_range[1] is None else 0)
-    across = Scale(x_low, x_high, _LEFT, WIDTH - _RIGHT)
-    up = Scale(low, high, HEIGHT - _BOTTOM, _TOP)
-    drawing = _Drawing()
-    _draw_axes(drawing, across, up, x_label=x_label, marks=3 if compact else 5)
-    if diagonal:
-        a, b = max(x_low, low), min(x_high, high)
-        drawing.add('<path class="diagonal" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>', across(a), up(a), across(b), up(b))
-    for each in drawn:
-        _draw_series(drawing, each, across, up)
-    chart = drawing.svg(title)
-    if len(drawn) > 1 and not compact:
-        chart += legend([(each.style, each.label) for each in drawn])
-    return chart
+PHASES = {
+    "sampling": ("poise/seconds_sampling", "timing_s/gen"),
+    "grading": ("poise/seconds_rewards", "timing_s/reward"),
+    "reading features": ("poise/seconds_features", "timing_s/old_log_prob"),
+    "baseline": ("poise/seconds_baseline", "timing_s/adv"),
+}
+"""For each phase of a step its key under TRL, and under verl; the rest is the update."""
 
 
-def _draw_axes(drawing: _Drawing, across: Scale, up: Scale, *, x_label: str, marks: int) -> None:
-    for y in ticks(up.lowest, up.highest, about=marks):
-        drawing.add('<path class="grid" d="M{} {:.1f}H{}"/>', _LEFT, up(y), WIDTH - _RIGHT)
-        drawing.add('<text class="y" x="{}" y="{:.1f}">{}</text>', _LEFT - 6, up(y) + 4, short_number(y))
-    for x in ticks(across.lowest, across.highest, about=marks):
-        drawing.add('<text class="x" x="{:.1f}" y="{}">{}</text>', across(x), HEIGHT - _BOTTOM + 15, short_number(x))
-    drawing.add('<text class="x" x="{}" y="{}">{}</text>', (_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 4, x_label)
-
-
-def _draw_series(drawing: _Drawing, series: Series, across: Scale, up: Scale) -> None:
-    intervals = series.intervals or [(math.nan, math.nan)] * len(series.points)
-    for (x, _), (lower, upper) in zip(series.points, intervals, strict=True):
-        if math.isfinite(lower) and math.isfinite(upper):
-            low, high = (up(min(max(end, up.lowest), up.highest)) for end in (lower, upper))
-            drawing.add('<path class="bar {}" d="M{:.1f} {:.1f}V{:.1f}"/>', series.style, across(x), low, high)
-    path, pen_down = [], False
-    points = list(series.points) if series.dots else thinned(series.points)
-    for x, y in points:
-        if y is None or not math.isfinite(y):
-            pen_down = False
+def phase_chart(metrics: Metrics) -> Chart:
+    """Seconds of a generation batch by phase; lines without a reward belong to the batch before."""
+    cycles: list[list[Mapping[str, Any]]] = []
+    for line in metrics:
+        if line["step"] == 0:
             continue
-        height = up(min(max(y, up.lowest), up.highest))
-        path.append(f"{'L' if pen_down else 'M'}{across(x):.1f} {height:.1f}")
-        pen_down = True
-    drawing.add('<path class="line {}" d="{}"/>', series.style, "".join(path))
-    if series.dots or len(path) == 1:
-        for x, y in finite_points(points):
-            if not up.lowest <= y <= up.highest:
-                continue
-            drawing.add(
-                '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="3.2"><title>{}: {:.3g}, {:.4g}</title></circle>',
-                series.style,
-                across(x),
-                up(y),
-                series.label,
-                x,
-                y,
-            )
+        if "reward" in line or not cycles:
+            cycles.append([])
+        cycles[-1].append(line)
+    steps, rows = [], []
+    for cycle in cycles:
+        total = sum(line.get("step_time") or line.get("timing_s/step") or 0.0 for line in cycle)
+        times = [max((line.get(key) or 0.0) for line in cycle for key in keys) for keys in PHASES.values()]
+        if total and any(times):
+            steps.append(cycle[0]["step"])
+            rows.append([*times, max(0.0, total - sum(times))])
+    styles = ("b", "d", "c", "e", "a")
+    series = [
+        Series(name, steps, [row[k] for row in rows], style)
+        for k, (name, style) in enumerate(zip((*PHASES, "update"), styles, strict=True))
+    ]
+    return Chart("health", "Where the time goes", series, "Seconds a generation batch.", lowest=0.0, stacked=True)
 
 
-def strip_chart(
-    rows: Sequence[tuple[str, Sequence[tuple[Number, str]]]], *, title: str, levels: Sequence[str]
-) -> Markup | None:
-    """For each row which level held from one step to the next; None if there is nothing to draw.
-
-    Args:
-        rows: A name, and (step, level) in the order of steps; a level holds until the row's next one.
-        title: For those who cannot see the picture.
-        levels: All levels in their order; they get the classes `level0`, `level1`, ...
-    """
-    steps = [step for _, cells in rows for step, _ in cells]
-    if not steps:
-        return None
-    first, last = min(steps), max(steps)
-    gaps = [b[0] - a[0] for _, cells in rows for a, b in pairwise(cells)]
-    last += min(gaps, default=1.0)
-    left, thick = 92, 20
-    across = Scale(first, last, left, WIDTH - _RIGHT)
-    drawing = _Drawing(height=len(rows) * (thick + 4) + 38)
-    for index, (name, cells) in enumerate(rows):
-        y = index * (thick + 4)
-        shown = name if len(name) <= 14 else name[:13] + "…"
-        drawing.add('<text class="y" x="{}" y="{}">{}<title>{}</title></text>', left - 6, y + 14, shown, name)
-        for start, end, level in merged(cells, end=last):
-            number = levels.index(level) if level in levels else len(levels)
-            drawing.add(
-                '<rect class="level{}" x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>{}: {} from step {:g}'
-                "</title></rect>",
-                number,
-                across(start),
-                y,
-                max(0.4, across(end) - across(start)),
-                thick,
-                name,
-                level,
-                start,
-            )
-    bottom = len(rows) * (thick + 4) + 14
-    for x in ticks(first, last):
-        drawing.add('<text class="x" x="{:.1f}" y="{}">{}</text>', across(x), bottom, short_number(x))
-    drawing.add('<text class="x" x="{}" y="{}">steps</text>', (left + WIDTH - _RIGHT) / 2, bottom + 18)
-    came = {level for _, cells in rows for _, level in cells}
-    return drawing.svg(title) + legend([(f"level{k}", level) for k, level in enumerate(levels) if level in came])
+def evidence_strips(metrics: Metrics) -> list[dict[str, Any]]:
+    """For each domain the runs of equal evidence in charge: first step, step of the next run, evidence."""
+    cells: dict[str, list[tuple[int, str]]] = {}
+    for line in metrics:
+        for domain, text in (line.get("in_charge") or {}).items():
+            cells.setdefault(str(domain), []).append((line["step"], str(text).split(" ")[0]))
+    return [{"domain": domain, "runs": list(_merged(found))} for domain, found in sorted(cells.items())]
 
 
-def merged(cells: Sequence[tuple[Number, str]], *, end: Number) -> list[tuple[Number, Number, str]]:
-    """Runs of equal levels as (first step, step where the next run begins, level)."""
-    runs: list[tuple[Number, Number, str]] = []
-    for index, (step, level) in enumerate(cells):
-        until = cells[index + 1][0] if index + 1 < len(cells) else end
-        if runs and runs[-1][2] == level:
-            runs[-1] = (runs[-1][0], until, level)
-        else:
-            runs.append((step, until, level))
-    return runs
-
-
-def legend(entries: Sequence[tuple[str, str]]) -> Markup:
-    """What each class stands for."""
-    shown = (Markup('<li><i class="{}"></i>{}</li>').format(style, label) for style, label in entries)
-    return Markup('<ul class="legend">{}</ul>').format(escape(Markup("").join(shown)))
+def _merged(cells: Sequence[tuple[int, str]]) -> Iterable[tuple[int, int, str]]:
+    start = 0
+    for index in range(1, len(cells) + 1):
+        if index == len(cells) or cells[index][1] != cells[start][1]:
+            yield cells[start][0], cells[index][0] if index < len(cells) else cells[-1][0] + 1, cells[start][1]
+            start = index

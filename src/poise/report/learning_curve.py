@@ -65,7 +65,7 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]], *, title: str = "") -> 
     return figure
 
 
-def running_means(numbers: Sequence[float], *, memory: float = 0.75) -> list[float]:
+def running_means(numbers: Sequence[float | int], *, memory: float = 0.75) -> list[float]:
     """For each number the mean of it and all before it, weighing each earlier one `memory` times its successor."""
     means: list[float] = []
     total = weight = 0.0

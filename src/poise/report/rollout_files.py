@@ -1,162 +1,107 @@
-"""The rollouts that a run left behind, and the pairs of them that are worth a look.
+"""The rollouts that a run left behind, a batch a file, as columns.
 
-A pair is two rollouts of one prompt in one generation batch, as `sibling` says. What cannot be read is counted and
-said, never guessed.
+What cannot be read is counted and said, never guessed. A reader keeps what it has read, so that a run that goes on
+costs its new files alone.
 """
 
-from collections.abc import Iterable, Sequence
+import json
 from dataclasses import dataclass
-from math import isfinite
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from poise.storage.run_directory import RunDirectory, rollout_lines
+import numpy as np
+import pyarrow.parquet
+from numpy.typing import NDArray
 
+from poise.storage.rollouts import rollout_table
+from poise.storage.run_directory import RunDirectory
 
-@dataclass(frozen=True)
-class Rollout:
-    """One row of a rollout file. None: not graded, or a preset that makes no values."""
-
-    step: int
-    row: int
-    prompt: str
-    completion: str
-    domain: str | None
-    reward: float | None
-    value: float | None
-    baseline: float
-    advantage: float
-    sibling: int | None
-    """Row of another rollout of the same prompt, in the same file."""
-
-    @property
-    def surprise(self) -> float:
-        """|reward - baseline|; 0 where it could not be graded."""
-        return abs(self.advantage)
+MOST_ROLLOUTS = 50_000
+"""That are read of a run; of a longer one, files evenly spread, the newest among them."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two rollouts of one prompt."""
+class RolloutBatch:
+    """One file of rollouts: `columns` are those of `poise.storage.rollouts.ROLLOUTS_SCHEMA`."""
 
-    first: Rollout
-    second: Rollout
+    columns: dict[str, list[Any]]
 
-    @property
-    def rewards(self) -> tuple[float, float]:
-        """Of the two; NaN where one could not be graded."""
-        a, b = self.first.reward, self.second.reward
-        return (float("nan") if a is None else a, float("nan") if b is None else b)
+    def __len__(self) -> int:
+        return len(self.columns["step"])
 
     @property
-    def surprise(self) -> float:
-        """The larger of the two |reward - baseline|."""
-        return max(self.first.surprise, self.second.surprise)
+    def step(self) -> int:
+        """The first step that is trained on them."""
+        return int(self.columns["step"][0])
 
-    @property
-    def expected(self) -> float:
-        """The mean of the two values, or of the baselines where there are none."""
-        shown = [each.baseline if each.value is None else each.value for each in (self.first, self.second)]
-        return sum(shown) / 2
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """A column with NaN where it is null."""
+        return np.array([np.nan if each is None else each for each in self.columns[name]], dtype=np.float64)
+
+    @cached_property
+    def rewards(self) -> NDArray[np.float64]:
+        """NaN where a rollout could not be graded."""
+        return self.numbers("reward")
+
+    @cached_property
+    def groups(self) -> NDArray[np.int64]:
+        """Rollouts of one prompt have one number."""
+        number = {prompt: index for index, prompt in enumerate(dict.fromkeys(self.columns["prompt"]))}
+        return np.array([number[prompt] for prompt in self.columns["prompt"]], dtype=np.int64)
+
+    @cached_property
+    def graded_siblings(self) -> NDArray[np.int64]:
+        """For each rollout, how many graded ones its prompt has; 0 where it is itself ungraded."""
+        graded = np.isfinite(self.rewards)
+        return np.where(graded, np.bincount(self.groups, weights=graded)[self.groups], 0).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class PairChoice:
-    """Pairs that were chosen for a reason."""
+class RolloutReader:
+    """Reads the rollout files of a run, each once."""
 
-    title: str
-    reason: str
-    pairs: tuple[Pair, ...]
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self._read: dict[Path, tuple[int, RolloutBatch | str]] = {}
+
+    def batches(self) -> tuple[list[RolloutBatch], list[str]]:
+        """The generation batches of a run, the oldest first, and a sentence for whatever was not read."""
+        paths = sorted(self.directory.rollouts.glob("step-*.parquet"))
+        notes = []
+        most = max(1, MOST_ROLLOUTS // max(1, _rows(paths[-1]))) if paths else 1
+        if len(paths) > most:
+            notes.append(f"{most} of {len(paths)} rollout files are shown, evenly spread over the run.")
+            paths = [paths[-1 - index * len(paths) // most] for index in reversed(range(most))]
+        found = [self._batch(path) for path in paths]
+        notes += [each for each in found if isinstance(each, str)]
+        return [each for each in found if isinstance(each, RolloutBatch) and len(each)], notes
+
+    def _batch(self, path: Path) -> RolloutBatch | str:
+        changed = path.stat().st_mtime_ns
+        if self._read.get(path, (0, ""))[0] != changed:
+            try:
+                read: RolloutBatch | str = RolloutBatch(rollout_table(path).to_pydict())
+            except (ValueError, OSError) as error:
+                read = f"{str(error).replace(str(path), path.name)}; it is left out."
+            self._read[path] = changed, read
+        return self._read[path][1]
 
 
-def read_rollouts(directory: RunDirectory, *, most_files: int = 400) -> tuple[list[list[Rollout]], list[str]]:
-    """The generation batches of a run, the oldest first, and a sentence for whatever was not read.
-
-    Args:
-        directory: The run.
-        most_files: Of a longer run, as many files are read, evenly spread, the newest among them.
-    """
-    paths = sorted(directory.rollouts.glob("step-*.parquet"))
-    batches, notes = [], []
-    if len(paths) > most_files:
-        notes.append(f"{most_files} of {len(paths)} rollout files were read, evenly spread over the run.")
-        paths = [paths[-1 - index * len(paths) // most_files] for index in reversed(range(most_files))]
-    for path in paths:
+def ungradable_causes(directory: RunDirectory) -> dict[tuple[int, str], str]:
+    """Why rollouts could not be graded, by step and beginning of the completion, as `ungradable.jsonl` has it."""
+    causes = {}
+    lines = directory.ungradable.read_bytes().splitlines() if directory.ungradable.is_file() else []
+    for line in lines:
         try:
-            batches.append([Rollout(row=row, **line) for row, line in enumerate(rollout_lines(path))])
-        except (ValueError, OSError) as error:
-            notes.append(str(error).replace(str(path), path.name))
-    return batches, notes
+            case = json.loads(line)
+            causes[int(case["step"]), str(case["completion"])[:1000]] = str(case["cause"])
+        except (ValueError, TypeError, KeyError):  # cut off
+            continue
+    return causes
 
 
-def pairs_of(batch: Sequence[Rollout]) -> list[Pair]:
-    """Each prompt's first two rollouts."""
-    found: dict[str, list[Rollout]] = {}
-    for rollout in batch:
-        if rollout.sibling is not None:
-            found.setdefault(rollout.prompt, []).append(rollout)
-    return [Pair(group[0], group[1]) for group in found.values() if len(group) > 1]
-
-
-def pair_choices(batches: Sequence[Sequence[Rollout]], *, each: int = 3) -> list[PairChoice]:
-    """Pairs to look at: some of the newest batch, and the most telling ones of the newest quarter of all batches.
-
-    No prompt comes twice; a reason without a pair is left out.
-
-    Args:
-        batches: Generation batches, the oldest first.
-        each: Pairs for each reason.
-    """
-    if not batches:
-        return []
-    late = [pair for batch in batches[-max(1, len(batches) // 4) :] for pair in pairs_of(batch)]
-    graded = [pair for pair in late if all(map(isfinite, pair.rewards))]
-    best = max((reward for pair in graded for reward in pair.rewards), default=1.0)
-    fail = [pair for pair in graded if max(pair.rewards) <= 0]
-    right = [pair for pair in graded if min(pair.rewards) >= best > 0]
-    split = [pair for pair in graded if pair.rewards[0] != pair.rewards[1]]
-    shown: set[str] = set()
-    listed = (
-        ("Newest", "From the newest generation batch, one domain after another.", _one_a_domain(pairs_of(batches[-1]))),
-        (
-            "Largest advantages",
-            "The largest |reward - baseline|: what the policy was pushed by most.",
-            sorted(graded, key=lambda pair: -pair.surprise),
-        ),
-        (
-            "Both fail, though success was expected",
-            "Highest values among pairs without reward.",
-            sorted(fail, key=lambda pair: -pair.expected),
-        ),
-        (
-            "Both right, though failure was expected",
-            "Lowest values among pairs with full reward.",
-            sorted(right, key=lambda pair: pair.expected),
-        ),
-        (
-            "One right, one wrong",
-            "Where a toss decides: values nearest to the middle of the rewards.",
-            sorted(split, key=lambda pair: abs(pair.expected - sum(pair.rewards) / 2)),
-        ),
-    )
-    choices = [PairChoice(title, reason, tuple(_first_new(pairs, shown, each))) for title, reason, pairs in listed]
-    return [choice for choice in choices if choice.pairs]
-
-
-def _first_new(pairs: Iterable[Pair], shown: set[str], num: int) -> list[Pair]:
-    taken: list[Pair] = []
-    for pair in pairs:
-        if len(taken) == num:
-            break
-        if pair.first.prompt not in shown:
-            shown.add(pair.first.prompt)
-            taken.append(pair)
-    return taken
-
-
-def _one_a_domain(pairs: Sequence[Pair]) -> list[Pair]:
-    """The same pairs, the first of every domain before the second of any."""
-    turns: dict[str | None, int] = {}
-    order = []
-    for index, pair in enumerate(pairs):
-        turn = turns[pair.first.domain] = turns.get(pair.first.domain, -1) + 1
-        order.append((turn, index, pair))
-    return [pair for _, _, pair in sorted(order, key=lambda each: each[:2])]
+def _rows(path: Path) -> int:
+    try:
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
+    except (OSError, pyarrow.ArrowException):
+        return 1

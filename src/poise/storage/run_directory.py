@@ -16,40 +16,20 @@ first cut back to it, so that nothing is missing and nothing is there twice.
 
 import json
 import logging
-import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import yaml
 from filelock import FileLock, Timeout
 
-from poise.storage.whole_files import unfinished, write_whole, written_whole
+from poise.storage.rollouts import finite, write_rollouts
+from poise.storage.whole_files import unfinished, write_whole
 
 logger = logging.getLogger(__name__)
-
-ROLLOUTS_SCHEMA_VERSION = 1
-"""Raised whenever a column of the rollout files changes its name, type or meaning."""
-
-ROLLOUTS_SCHEMA = pyarrow.schema(
-    [
-        ("step", pyarrow.int64()),  # the first step that is trained on the rollout, as in metrics.jsonl
-        ("prompt", pyarrow.string()),
-        ("completion", pyarrow.string()),
-        ("domain", pyarrow.string()),
-        ("reward", pyarrow.float64()),  # null where the rollout could not be graded
-        ("value", pyarrow.float64()),  # null for presets without values
-        ("baseline", pyarrow.float64()),
-        ("advantage", pyarrow.float64()),
-        ("sibling", pyarrow.int64()),  # row of another rollout of the same prompt, in this file; null without one
-    ],
-    metadata={"poise_schema_version": str(ROLLOUTS_SCHEMA_VERSION)},
-)
 
 
 class RunDirectory:
@@ -253,75 +233,11 @@ class RunDirectory:
         """Write `summary.json`."""
         write_whole(self.summary, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
 
-    def write_rollouts(
-        self,
-        step: int,
-        *,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        domains: Sequence[str | None],
-        rewards: Sequence[float],
-        values: Sequence[float],
-        baselines: Sequence[float],
-        advantages: Sequence[float],
-    ) -> Path:
-        """Write one generation batch as `rollouts/step-000123.parquet` and return its path; NaN becomes null.
-
-        Args:
-            step: The first step that is trained on these rollouts.
-            prompts: Rollouts of equal prompts are siblings.
-            completions, domains, rewards, values, baselines, advantages: One entry a rollout.
-        """
-        columns = {
-            "step": [step] * len(prompts),
-            "prompt": list(prompts),
-            "completion": list(completions),
-            "domain": list(domains),
-            "reward": finite(rewards),
-            "value": finite(values),
-            "baseline": finite(baselines),
-            "advantage": finite(advantages),
-            "sibling": sibling_rows(prompts),
-        }
+    def write_rollouts(self, step: int, **columns: Any) -> Path:
+        """Write one generation batch as `rollouts/step-000123.parquet` and return its path; see `write_rollouts`."""
         path = self.rollouts / f"step-{step:06d}.parquet"
-        with written_whole(path) as place:
-            pyarrow.parquet.write_table(pyarrow.table(columns, schema=ROLLOUTS_SCHEMA), place)
+        write_rollouts(path, step, **columns)
         return path
-
-
-def rollout_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of rollouts, with the columns of `ROLLOUTS_SCHEMA`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is something else, or of another version.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} is no parquet file: {(str(error).splitlines() or ['no reason given'])[0]}") from error
-    if missing := [name for name in ROLLOUTS_SCHEMA.names if name not in table.schema.names]:
-        raise ValueError(f"{path} holds no rollouts of a run: it lacks the columns {', '.join(missing)}")
-    version = (table.schema.metadata or {}).get(b"poise_schema_version", b"none").decode(errors="replace")
-    if version != str(ROLLOUTS_SCHEMA_VERSION):
-        raise ValueError(f"{path} has schema version {version}, and this poise reads {ROLLOUTS_SCHEMA_VERSION}")
-    lines: list[dict[str, Any]] = table.select(ROLLOUTS_SCHEMA.names).to_pylist()
-    return lines
-
-
-def sibling_rows(prompts: Sequence[str]) -> list[int | None]:
-    """For each row, the next one with the same prompt, from the last on to the first; None where there is no other."""
-    rows: dict[str, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        rows.setdefault(prompt, []).append(row)
-    following: list[int | None] = [None] * len(prompts)
-    for group in rows.values():
-        if len(group) > 1:
-            for row, sibling in zip(group, group[1:] + group[:1], strict=True):
-                following[row] = sibling
-    return following
 
 
 @contextmanager
@@ -358,14 +274,3 @@ def _json_object(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) and type(content.get("step", content.get("rollouts"))) is int else None
-
-
-def finite(value: Any) -> Any:
-    """The same with None in place of numbers that JSON cannot hold."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return value

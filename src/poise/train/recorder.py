@@ -14,7 +14,7 @@ from poise.engines.trl import PoiseTrainer
 from poise.evaluate import HeldOutAccuracy
 from poise.storage.run_directory import RunDirectory
 from poise.tasks.graded_task import GradedTask
-from poise.tasks.problem import Problem, prompt_text
+from poise.tasks.problem import Problem
 from poise.train.config import RunSettings
 from poise.train.held_out import policy_accuracy
 
@@ -178,14 +178,8 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         rollouts = self._seen = self.trainer.last_rollouts
         assert rollouts is not None
         progress, step = self.progress, self.trainer.last_step
-        self.directory.write_rollouts(
-            rollouts["step"] + 1,
-            prompts=[prompt_text(prompt) for prompt in rollouts["prompts"]],
-            **{
-                name: rollouts[name]
-                for name in ("completions", "domains", "rewards", "values", "baselines", "advantages")
-            },
-        )
+        kept = {name: column for name, column in rollouts.items() if name not in ("step", "completion_lengths")}
+        self.directory.write_rollouts(rollouts["step"] + 1, **kept)
         gradable = [reward for reward in rollouts["rewards"] if reward == reward]
         progress.rollouts += len(rollouts["rewards"])
         progress.generated_tokens += int(sum(rollouts["completion_lengths"]))

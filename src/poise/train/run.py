@@ -24,7 +24,8 @@ from poise.engines.trl.checkpoints import checkpoint_step, newest_whole_checkpoi
 from poise.models.named import check_trainable, named_model, named_tokenizer
 from poise.report.learning_curve import write_learning_curve
 from poise.report.page import write_report
-from poise.storage.run_directory import RunDirectory, finite
+from poise.storage.rollouts import finite
+from poise.storage.run_directory import RunDirectory
 from poise.tasks.embedded import END_OF_THINKING
 from poise.tasks.graded_task import GradedTask
 from poise.train.alarms import RunWatch

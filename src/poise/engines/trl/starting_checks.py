@@ -60,6 +60,18 @@ def check_data_set(data: Any, args: PoiseConfig, *, environment: bool = False) -
         )
 
 
+def look_at_model(model: nn.Module, ref_model: nn.Module | None, args: PoiseConfig, generation: dict[str, Any]) -> None:
+    """Take randomness out of the model's passes, and say what is doubtful about its log-probabilities."""
+    check_adapter(model, args.beta)
+    if args.disable_dropout:
+        for each in (model, ref_model):
+            if each is not None:
+                switch_off_dropout(each)
+    check_rows(model, args.resolved_preset)
+    for doubt in doubts(model, {} if args.use_vllm else generation):
+        logger.warning("%s", doubt)
+
+
 def check_adapter(model: Any, beta: float) -> None:
     """Refuse a reference policy that never was.
 

@@ -29,6 +29,7 @@ from poise.engines.trl import starting_checks as checks
 from poise.engines.trl.checkpoints import CheckpointedTrainer
 from poise.engines.trl.config import PoiseConfig
 from poise.engines.trl.finite_steps import FILE, FiniteSteps
+from poise.engines.trl.kept_rollouts import TOKENS_KEPT, Phases, columns_for_people, reward_parts
 from poise.engines.trl.own_tokens import completion_text, prompt_key, token_masks
 from poise.engines.trl.reward_scale import RewardScale
 from poise.engines.trl.update_share import SIZES, drawn_minibatch, gradient_sizes
@@ -65,8 +66,8 @@ class PoiseTrainer(CheckpointedTrainer):
     Attributes:
         baseline: The `poise.OnlineBaseline`; it learns in the main process, and a checkpoint holds its state.
         last_rollouts: The newest generation batch, one list of length N a column (`prompts`: text, or messages as JSON;
-            `completions`, `completion_lengths`, `rewards`, `values`, `baselines`, `advantages`, `domains`) and the
-            `step` at which it was sampled; `None` before the first batch and outside the main process.
+            `completions`, `completion_lengths`, `rewards`, `values`, `baselines`, `advantages`, `domains`, `weights`,
+            `parts` and those of `columns_for_people`) and the `step` at which it was sampled; `None` before the first.
         last_step: The `poise.Step` of that batch, `None` likewise and where the baseline may not learn from the batch.
         finite_steps: Skips the steps whose numbers are not finite.
 
@@ -104,7 +105,7 @@ class PoiseTrainer(CheckpointedTrainer):
         self.eos_token_ids = completion_ends(self.model, self._tokenizer, args.generation_kwargs)
         if not args.use_vllm:
             self.generation_config.eos_token_id = self.eos_token_ids
-        self._look_at_model()
+        checks.look_at_model(self.accelerator.unwrap_model(self.model), self.ref_model, args, self.generation_kwargs)
         self.add_callback(checks.WholeGenerations())
         self.finite_steps = FiniteSteps(
             self.accelerator,
@@ -112,6 +113,7 @@ class PoiseTrainer(CheckpointedTrainer):
             lambda skipped: self._metrics["train"]["poise/skipped_share"].append(skipped),
         )
         self.add_callback(self.finite_steps)
+        self.phases = Phases(self._metrics["train"])
         preset = args.resolved_preset
         self.baseline = poise.OnlineBaseline(preset)
         self.last_rollouts: dict[str, Any] | None = None
@@ -131,23 +133,12 @@ class PoiseTrainer(CheckpointedTrainer):
                     "and masked ratios"
                 )
 
-    def _look_at_model(self) -> None:
-        """Take randomness out of the model's passes, and say what is doubtful about its log-probabilities."""
-        model = self.accelerator.unwrap_model(self.model)
-        checks.check_adapter(model, self.args.beta)
-        if self.args.disable_dropout:
-            for each in (model, self.ref_model):
-                if each is not None:
-                    checks.switch_off_dropout(each)
-        checks.check_rows(model, self.args.resolved_preset)
-        for doubt in checks.doubts(model, {} if self.args.use_vllm else self.generation_kwargs):
-            logger.warning("%s", doubt)
-
     # The pass over the rollouts: hidden states, entropies and log-probabilities of the policy's own tokens.
 
     def _generate(self, prompts: list[Any]) -> Any:
         """TRL's completions; which of their tokens the policy sampled is kept."""
-        generated = super()._generate(prompts)
+        with self.phases.timed("sampling", self.model.training):
+            generated = super()._generate(prompts)
         contract.check_generated(generated, rows=len(prompts))
         self._generated = generated[1:3]
         return generated
@@ -177,7 +168,7 @@ class PoiseTrainer(CheckpointedTrainer):
         tokens, own = self._token_masks(logits_to_keep)
         # TRL hides truncated completions from the pass itself where it is to leave them out of the loss.
         attention_mask = torch.cat([attention_mask[:, :-logits_to_keep], tokens.to(attention_mask)], dim=1)
-        with self._capture(input_ids, attention_mask, own) as capture:
+        with self.phases.timed("features"), self._capture(input_ids, attention_mask, own) as capture:
             outputs = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
@@ -206,7 +197,8 @@ class PoiseTrainer(CheckpointedTrainer):
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         """TRL's rewards, one column a reward function, gathered over processes; kept for the baseline."""
-        rewards_per_func: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with self.phases.timed("rewards", self.model.training):
+            rewards_per_func: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._rewards_per_func = rewards_per_func
         return rewards_per_func
 
@@ -309,18 +301,23 @@ class PoiseTrainer(CheckpointedTrainer):
         prompts = gather_object(keys)
         domains = gather_object([each.get(self.args.domain_column) for each in inputs])
         self._count_tokens(scored, own, own_lengths)
+        assert self._generated is not None
+        told = columns_for_people(
+            inputs,
+            self._generated[0],
+            tokenizer=self._tokenizer,
+            ends=self.eos_token_ids,
+            entropies=None if behaviour is None else behaviour.entropies,
+            most_tokens=TOKENS_KEPT // self.accelerator.num_processes,
+        )
         advantages = torch.zeros_like(rewards)
         if self.accelerator.is_main_process:
             rewards = rewards.cpu().double()
             step = None
             if self.finite_steps.see_batch(rewards, features, all_weights):
-                step = self.baseline.step(
-                    features,
-                    rewards,
-                    prompts=prompts,
-                    domains=None if all(domain is None for domain in domains) else [str(domain) for domain in domains],
-                    weights=all_weights,
-                )
+                named = None if all(domain is None for domain in domains) else [str(domain) for domain in domains]
+                with self.phases.timed("baseline"):
+                    step = self.baseline.step(features, rewards, prompts=prompts, domains=named, weights=all_weights)
                 for name, number in step.metrics.items():
                     self._metrics["train"][name].append(number)
             unknown = torch.full_like(rewards, torch.nan)  # a batch that nothing may be learned from
@@ -340,6 +337,9 @@ class PoiseTrainer(CheckpointedTrainer):
                 "rewards": rewards.tolist(),
                 **{name: column.tolist() for name, column in made.items()},
                 "domains": domains,
+                "weights": [None] * len(rewards) if all_weights is None else all_weights.tolist(),
+                "parts": reward_parts(self.reward_func_names, rewards_per_func, len(rewards)),
+                **told,
             }
             advantages = made["advantages"].to(advantages)
         received: Tensor = broadcast(advantages, from_process=0)

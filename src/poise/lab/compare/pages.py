@@ -17,7 +17,7 @@ from poise.lab.compare.arms import arm_named
 from poise.lab.compare.results import Curve, comparison_results, complete_curves
 from poise.lab.compare.schedule import Schedule
 from poise.report.plots import INK, colour, dress, write_figure
-from poise.storage.run_directory import finite
+from poise.storage.rollouts import finite
 
 _AXES = {"seconds": "training time, seconds", "rollouts": "rollouts sampled", "tokens": "tokens generated"}
 

@@ -27,7 +27,7 @@ from poise.lab.study.judging import MEASURES, OF_VALUE_ALONE, Judged, absolute_e
 from poise.lab.study.rollouts import StudyRollouts
 from poise.lab.study.settings import FEWEST_TRAINING_PROMPTS
 from poise.probe.evidence import BLOCKS
-from poise.storage.run_directory import finite
+from poise.storage.rollouts import finite
 
 LOWEST_CEILING = 0.1
 """Below this noise ceiling a task says nothing about any estimator."""

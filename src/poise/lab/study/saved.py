@@ -26,7 +26,7 @@ from poise.evaluate.tables import NONE, markdown_table, with_interval
 from poise.lab.progress import Watch, silent
 from poise.lab.study.estimators import ready_after_one_step, recipe_fields, row_features
 from poise.lab.study.rollouts import Reader
-from poise.storage.run_directory import rollout_lines
+from poise.storage.rollouts import rollout_lines
 
 FEWEST_PROMPTS = 16
 _TEXTS = ("prompt", "completion", "domain")
