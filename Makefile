@@ -37,7 +37,7 @@ check: .venv/installed  ## format check, lint, types and import rules: the fast 
 
 .PHONY: test
 test: check  ## everything that CI runs: checks and tests
-	$(TEST_ENV) $(BIN)/python -m pytest -m 'not slow and not gpu' -n 2 --dist worksteal --durations=10
+	$(TEST_ENV) $(BIN)/python -m pytest -m 'not slow and not gpu and not browser' -n 2 --dist worksteal --durations=10
 
 # verl caps transformers below what the rest is tested with, so it has an environment of its own. torch comes first, alone:
 # left to choose, pip would take a build with several gigabytes of CUDA libraries.
@@ -110,6 +110,14 @@ dist: .venv/installed  ## build wheel and sdist, install the wheel alone and wit
 docs: .venv/docs  ## build the documentation site into site/, every link checked
 	$(QUIET) $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
+
+.PHONY: test-browser
+test-browser: .venv/installed  ## the page of a run in headless Chromium (chromium and chromedriver from the system)
+	$(TEST_ENV) $(BIN)/python -m pytest -m browser -rs tests/report
+
+.PHONY: screenshots
+screenshots: .venv/installed  ## pictures of a run's page into docs/images (headless Chromium; trains a run if there is none)
+	$(QUIET) $(BIN)/python scripts/screenshots.py
 
 .PHONY: test-gpu
 test-gpu: .venv/installed  ## the tests that need a CUDA device

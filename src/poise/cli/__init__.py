@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from poise.cli import compare, data, doctor, eval, report, study, train
+from poise.cli import compare, data, doctor, eval, report, study, train, watch
 from poise.cli.terminal import said
 
 
@@ -40,6 +40,7 @@ data.add_to(app)
 eval.add_to(app)
 study.add_to(app)
 report.add_to(app)
+watch.add_to(app)
 compare.add_to(app)
 doctor.add_to(app)
 

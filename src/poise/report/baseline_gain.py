@@ -27,38 +27,40 @@ NONE, RLOO, CONSTANT = "no baseline", "RLOO", "the best constant"
 
 @dataclass(frozen=True)
 class Noise:
-    """Noise of the gradient over batches: one row a batch, sums over its rollouts."""
+    """Noise of the gradient over batches."""
 
     steps: list[int]
-    used: NDArray[np.float64]
-    """sum w (r - b)^2 with the run's own baselines."""
-    none: NDArray[np.float64]
-    """sum w r^2."""
-    rloo: NDArray[np.float64]
-    """sum w (r - mean of the siblings' rewards)^2."""
-    moments: NDArray[np.float64]
-    """sum w, sum w r: what the best constant is made of."""
+    sums: NDArray[np.float64]
+    """A row a batch: sums over its rollouts of w (r - b)^2 with the run's own baselines, of w r^2, of w (r - mean of the
+    siblings' rewards)^2, of w, and of w r."""
     weighted: bool
     """Whether all files had weights; without, every rollout counts alike."""
+
+    @property
+    def used(self) -> NDArray[np.float64]:
+        """With the run's own baselines."""
+        return self.sums[:, 0]
 
     @property
     def late(self) -> "Noise":
         """The last third of the batches."""
         first = len(self.steps) - max(1, len(self.steps) // 3)
-        columns = (each[first:] for each in (self.used, self.none, self.rloo, self.moments))
-        return Noise(self.steps[first:], *columns, weighted=self.weighted)
+        return Noise(self.steps[first:], self.sums[first:], self.weighted)
 
     def faded(self) -> "Noise":
         """The same with running sums."""
-        columns = (faded(each) for each in (self.used, self.none, self.rloo, self.moments))
-        return Noise(self.steps, *columns, weighted=self.weighted)
+        running = np.zeros_like(self.sums)
+        for row, sums in enumerate(self.sums):
+            running[row] = sums + (DECAY * running[row - 1] if row else 0.0)
+        return Noise(self.steps, running, self.weighted)
 
     def of(self, name: str) -> NDArray[np.float64]:
-        """The sums of a baseline that the run is compared with."""
+        """With a baseline that the run is compared with."""
+        _, none, rloo, total, first = self.sums.T
         if name == CONSTANT:
-            total, first = self.moments.T
-            return self.none - np.divide(first**2, total, out=np.zeros_like(first), where=total > 0)
-        return {NONE: self.none, RLOO: self.rloo}[name]
+            best: NDArray[np.float64] = np.divide(first**2, total, out=np.zeros_like(first), where=total > 0)
+            return none - best
+        return {NONE: none, RLOO: rloo}[name]
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,7 @@ def noise(batches: Sequence[RolloutBatch]) -> Noise | None:
         steps.append(batch.step)
     if not rows:
         return None
-    table = np.array(rows)
-    return Noise(steps, table[:, 0], table[:, 1], table[:, 2], table[:, 3:], weighted=weighted)
+    return Noise(steps, np.array(rows), weighted)
 
 
 def ratios(found: Noise | None) -> list[Ratio]:
@@ -105,27 +106,19 @@ def ratios(found: Noise | None) -> list[Ratio]:
     told = []
     for against in (NONE, RLOO, CONSTANT):
 
-        def ratio(keep: NDArray[np.bool_], against: str = against) -> float:
-            sums = [each[keep].sum(axis=0, keepdims=True) for each in (late.used, late.none, late.rloo, late.moments)]
-            other = float(Noise([0], *sums, weighted=late.weighted).of(against)[0])
-            return float(sums[0][0]) / other if other > 0 else float("nan")
+        def ratio(sums: NDArray[np.float64], against: str = against) -> float:
+            whole = Noise([0], sums[None], late.weighted)
+            other = float(whole.of(against)[0])
+            return float(whole.used[0]) / other if other > 0 else float("nan")
 
         n = len(late.steps)
-        everything = ratio(np.ones(n, dtype=bool))
-        left_out = np.array([ratio(np.arange(n) != row) for row in range(n)])
+        total = late.sums.sum(axis=0)
+        everything = ratio(total)
+        left_out = np.array([ratio(total - sums) for sums in late.sums])
         reach = Z_95 * float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
         if np.isfinite(everything + reach):
             told.append(Ratio(against, everything, max(0.0, everything - reach), everything + reach))
     return told
-
-
-def faded(column: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Running sums of rows that fade by `DECAY` a row."""
-    out, total = np.zeros_like(column), np.zeros_like(column[:1])
-    for row in range(len(column)):
-        total = DECAY * total + column[row : row + 1]
-        out[row] = total[0]
-    return out
 
 
 def errors_of_simple_values(batches: Sequence[RolloutBatch]) -> tuple[list[int], list[float], list[float]]:

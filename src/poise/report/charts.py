@@ -160,7 +160,7 @@ def noise_chart(found: Noise | None, metrics: Metrics, others: Sequence[OtherRun
     series = []
     if found is not None:
         sums = found.faded()
-        none = [float(each) or math.nan for each in sums.none]
+        none = [float(each) or math.nan for each in sums.of(NONE)]
         lines = ((RLOO, sums.of(RLOO), "faint"), (CONSTANT, sums.of(CONSTANT), "c"), ("this run", sums.used, "a"))
         series = [
             Series(label, sums.steps, [float(a) / b for a, b in zip(each, none, strict=True)], style)
@@ -173,7 +173,7 @@ def noise_chart(found: Noise | None, metrics: Metrics, others: Sequence[OtherRun
     for other in others:
         if other.noise is not None:
             sums = other.noise.faded()
-            share = [float(a) / float(b) if b else None for a, b in zip(sums.used, sums.none, strict=True)]
+            share = [float(a) / float(b) if b else None for a, b in zip(sums.used, sums.of(NONE), strict=True)]
             series.append(Series(other.name, sums.steps, share, "other"))
     note = "Noise of the gradient as a share of what it is without a baseline: lower is better. " + (
         "Rollouts count by the squared length of their score."

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -48,22 +49,33 @@ def report_page(directory: RunDirectory, others: Sequence[RunDirectory] = ()) ->
 
 def page(head: bytes = b"", rollouts: bytes = b"") -> str:
     """The page as HTML with data in it; without, it asks for `head` and `rollouts` beside it, again and again."""
-    folder = files("poise.report") / "page"
-    script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    style = "\n".join((folder / name).read_text(encoding="utf-8") for name in STYLES)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     parts = {
-        "STYLE": style,
-        "SCRIPT": script,
-        "POLICY": f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
-        f"connect-src {'none' if head else 'self'!r}; base-uri 'none'; form-action 'none'",
+        "STYLE": _joined(STYLES),
+        "SCRIPT": _joined(SCRIPTS),
+        "POLICY": content_policy(live=not head),
         "HEAD": base64.b64encode(head).decode(),
         "ROLLOUTS": base64.b64encode(rollouts).decode(),
     }
-    html = (folder / "page.html").read_text(encoding="utf-8")
+    html = _joined(("page.html",))
     for name, text in parts.items():
         html = html.replace(f"<!-- {name} -->", text)
     return html
+
+
+def content_policy(*, live: bool) -> str:
+    """What a browser may do on the page: run its own script, and ask where it came from if it is live; nothing else."""
+    digest = base64.b64encode(hashlib.sha256(_joined(SCRIPTS).encode()).digest()).decode()
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
+        f"connect-src {'self' if live else 'none'!r}; base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def _joined(names: tuple[str, ...]) -> str:
+    """Files of the page one after another."""
+    folder = files("poise.report") / "page"
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 
 def packed(data: Any) -> bytes:

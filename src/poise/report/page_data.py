@@ -174,7 +174,8 @@ def token_strings(columns: Mapping[str, list[Any]]) -> list[str | None]:
 def listed(column: Sequence[Any], key: Callable[[Any], Any] = lambda each: each) -> dict[str, list[Any]]:
     """A column as its distinct entries and, for each row, the place of its own; -1 for None."""
     places: dict[Any, int] = {}
-    distinct, at = [], []
+    distinct: list[Any] = []
+    at = []
     for each in column:
         if each is None:
             at.append(-1)

@@ -40,7 +40,7 @@ function refilter() {
   const kinds = {
     right: (row) => rollouts.reward[row] === high,
     wrong: (row) => rollouts.reward[row] === low,
-    split: (row) => siblings(row).some((other) => rollouts.reward[other] !== rollouts.reward[row]),
+    split: (row) => rollouts.reward[row] != null && siblings(row).some((other) => ![null, rollouts.reward[row]].includes(rollouts.reward[other])),
     cut: (row) => rollouts.truncated[row] === 1,
     ungraded: (row) => rollouts.reward[row] == null,
   };
