@@ -31,8 +31,8 @@ class Noise:
 
     steps: list[int]
     sums: NDArray[np.float64]
-    """A row a batch: sums over its rollouts of w (r - b)^2 with the run's own baselines, of w r^2, of w (r - mean of the
-    siblings' rewards)^2, of w, and of w r."""
+    """A row a batch: sums over its rollouts of w (r - b)^2 with the run's own baselines, of w r^2, of w (r - mean of
+    the siblings' rewards)^2, of w, and of w r."""
     weighted: bool
     """Whether all files had weights; without, every rollout counts alike."""
 
