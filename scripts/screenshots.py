@@ -24,7 +24,7 @@ IMAGES = Path(__file__).parent.parent / "docs" / "images"
 SHOTS = {
     "report_questions": ("", (1280, 880), "light"),
     "report_baseline": ("#baseline", (1280, 760), "light"),
-    "report_rollouts": ("#kind=split&sort=surprise", (1280, 800), "light"),
+    "report_rollouts": ("#kind=split&domain=edit", (1280, 800), "light"),
     "report_dark": ("#alarms", (1280, 820), "dark"),
     "report_phone": ("", (400, 860), "dark"),
 }
@@ -62,7 +62,7 @@ def trained(output: Path, name: str) -> Path:
 
 
 def shoot(browser: Chrome, address: str, size: tuple[int, int], theme: str, path: Path) -> None:
-    """Write one picture, in 128 colours."""
+    """Write one picture, in 240 colours."""
     width, height = size
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -79,7 +79,7 @@ def shoot(browser: Chrome, address: str, size: tuple[int, int], theme: str, path
         browser.execute_script("document.getElementById(arguments[0]).scrollIntoView()", place)
     time.sleep(1.5)
     browser.save_screenshot(str(path))
-    Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(240, dither=Image.Dither.NONE).save(path, optimize=True)
     if path.stat().st_size > MOST_BYTES:
         raise SystemExit(f"{path} has {path.stat().st_size} bytes: at most {MOST_BYTES}")
     print(path, path.stat().st_size)

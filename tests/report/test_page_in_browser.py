@@ -179,7 +179,7 @@ def test_chats_gold_answers_parts_and_entropies_are_shown(browser, page):
     assert "<b>1 + 1</b>?" in text_of(browser, "#pair")
     assert "\u05d0\\u202e two" in text_of(browser, "#pair .side pre")
     (shaded,) = browser.find_elements("css selector", "#pair .side:first-of-type pre span")
-    assert (shaded.text, shaded.get_attribute("title")) == ("two", "about 1.5 nats")
+    assert (shaded.text, shaded.get_attribute("title")) == ("two", "about 1.56 nats")
     opened(browser, page, "#rollout=1.0")
     assert "Gold answer: 4" in text_of(browser, "#pair")
     assert "parts of the rewardright1short0.50" in text_of(browser, "#pair")

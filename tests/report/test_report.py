@@ -80,7 +80,7 @@ def test_head_and_rollouts_hold_what_the_run_left(directory):
     assert domains["distinct"] == ["sum", "<u>"]
     assert (gold["distinct"], gold["at"][:3]) == (["4"], [0, 0, -1])
     assert rollouts["parts"]["distinct"][rollouts["parts"]["at"][0]] == {"right": 1.0, "short": 0.5}
-    assert rollouts["tokens"][:2] == ["2418", None]  # "on" of .5 nats, "e" of 1
+    assert rollouts["tokens"][:2] == ["281c", None]  # "on" of 0.5 nats, "e" of 1: 8 and 12 twelfths
     assert rollouts["cause"]["distinct"] == ["worker lost"]
 
 

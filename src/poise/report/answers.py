@@ -106,7 +106,7 @@ def why(preset: str | None) -> Answer:
         )
     else:
         keeps = (
-            "It never sees the rollout that it is subtracted from, so that the gradient keeps its direction on average."
+            "A baseline never sees the rollout that it is subtracted from: the gradient keeps its direction on average."
         )
     return Answer(
         "Why subtract anything?",

@@ -182,7 +182,8 @@ def noise_chart(found: Noise | None, metrics: Metrics, others: Sequence[OtherRun
         "is made for unlike ones, this understates it."
     )
     most = max((y for each in series for y in each.y if y is not None and y == y), default=0.0)
-    highest = MOST_NOISE if most > MOST_NOISE else None  # what is above leaves the picture, not the table
+    highest = MOST_NOISE if most > MOST_NOISE else None
+    note += f" Lines above {MOST_NOISE:g} leave the picture, not the numbers." if highest else ""
     return Chart("baseline", "Noise of the gradient", series, note, 0.0, highest, missing=TOO_LITTLE)
 
 

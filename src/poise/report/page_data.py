@@ -32,7 +32,7 @@ MOST_CHARACTERS = 24_000_000
 MOST_TOKENS = 2_000_000
 """Whose entropies are on a page, of the newest rollouts."""
 ENTROPY_LEVELS = "0123456789abcdefghijklmnopqrstuvwxyz"
-"""Entropies in steps of an eighth of a nat."""
+"""The root of an entropy in nats, in twelfths: fine where it is small."""
 
 
 def page_head(reader: RolloutReader, others: Sequence[RunDirectory] = ()) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def token_strings(columns: Mapping[str, list[Any]]) -> list[str | None]:
         room -= len(lengths)
         if room < 0:
             break
-        levels = [ENTROPY_LEVELS[min(len(ENTROPY_LEVELS) - 1, int(8 * max(0.0, h)))] for h in entropies]
+        levels = [ENTROPY_LEVELS[min(len(ENTROPY_LEVELS) - 1, round(12 * max(0.0, h) ** 0.5))] for h in entropies]
         strings[row] = "".join(chr(48 + n) + level for n, level in zip(lengths, levels, strict=True))
     return strings
 

@@ -155,7 +155,7 @@ function showPair(partner) {
     showPair(second);
   });
   const pair = [chosen, second].filter((row) => row != null);
-  const more = others.length > 1 && make("p", { class: "others" }, "Beside: ", ...others.map((row) => {
+  const more = others.length > 1 && make("p", { class: "others" }, "Beside the sibling with reward ", ...others.map((row) => {
     const button = make("button", { type: "button", "aria-pressed": String(row === second) }, number(rollouts.reward[row], 2));
     button.addEventListener("click", () => showPair(row));
     return button;
@@ -189,9 +189,9 @@ function tokensOf(row) {
   let start = 0;
   for (let at = 0; at < marks.length; at += 2) {
     const end = start + marks[at].codePointAt(0) - 48;
-    const nats = parseInt(marks[at + 1], 36) / 8;
+    const level = parseInt(marks[at + 1], 36); // the root of nats, in twelfths
     const piece = letters.slice(start, end).join("");
-    if (piece) pre.append(nats < 0.125 ? document.createTextNode(shown(piece)) : make("span", { class: "h" + Math.min(6, Math.ceil(nats * 2)), title: `about ${nats} nats` }, piece));
+    if (piece) pre.append(level < 2 ? document.createTextNode(shown(piece)) : make("span", { class: "h" + Math.min(6, Math.ceil(level / 3)), title: `about ${((level / 12) ** 2).toFixed(2)} nats` }, piece));
     start = end;
   }
   if (start !== letters.length) pre.replaceChildren(document.createTextNode(shown(text)));
