@@ -53,7 +53,7 @@ def page(tmp_path_factory):
         3,
         [1.0, 0.0, 1.0, 1.0],
         prompts=[chat, chat, "long", "long"],
-        completions=["\u05d0\u202e two", "three", "z" * 1_000_000, HOSTILE],
+        completions=["\u05d0\u202e two", "a" + 6 * "\u0301" + "three", "z" * 1_000_000, HOSTILE],
         domains=["chat", "chat", "long", "long"],
         token_entropies=[([3, 3], [0.0, 1.5]), None, None, None],
     )
@@ -180,6 +180,8 @@ def test_chats_gold_answers_parts_and_entropies_are_shown(browser, page):
     assert "\u05d0\\u202e two" in text_of(browser, "#pair .side pre")
     (shaded,) = browser.find_elements("css selector", "#pair .side:first-of-type pre span")
     assert (shaded.text, shaded.get_attribute("title")) == ("two", "about 1.56 nats")
+    opened(browser, page, "#rollout=3.1")
+    assert "a" + 4 * "\u0301" + 2 * "\\u0301" + "three" in text_of(browser, "#pair .side pre")
     opened(browser, page, "#rollout=1.0")
     assert "Gold answer: 4" in text_of(browser, "#pair")
     assert "parts of the rewardright1short0.50" in text_of(browser, "#pair")

@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from poise.cli.terminal import said
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the command `watch`."""
@@ -36,8 +38,7 @@ def watch(
     try:
         server = WatchServer(RunDirectory(run), port)
     except (ValueError, OSError) as error:
-        typer.echo(f"poise watch: {error}", err=True)
-        raise typer.Exit(2) from error
+        raise said("watch", error, code=2) from error
     typer.echo(f"{server.address}  (Ctrl-C to end)")
     sys.stdout.flush()
     if browser:

@@ -1,10 +1,12 @@
 // Elements that are made of text alone, numbers as people write them, and charts by uPlot with their numbers in a table.
 "use strict";
 
-// Control and direction marks are spelled out: nothing in a text is invisible or turned around.
+// Control and direction marks, and marks stacked on a letter, are spelled out: nothing in a text is invisible, turned
+// around, or on another line than it belongs to.
+const STACKED = /(?<=[\p{Mn}\p{Me}]{4})[\p{Mn}\p{Me}]/gu;
 const HIDDEN = /(?![\n\t])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
-const shown = (text) =>
-  String(text).replace(HIDDEN, (mark) => "\\u" + mark.codePointAt(0).toString(16).padStart(4, "0"));
+const spelled = (mark) => "\\u" + mark.codePointAt(0).toString(16).padStart(4, "0");
+const shown = (text) => String(text).replace(HIDDEN, spelled).replace(STACKED, spelled);
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
