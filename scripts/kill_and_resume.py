@@ -31,6 +31,7 @@ OPTIONS = {
     "eval-prompts": 16,
     "check-prompts": 8,
     "check-every": 3,
+    "logging-steps": 1,
 }
 NAME = "run"
 LONGEST_STEP = 0.3

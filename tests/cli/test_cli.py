@@ -1,19 +1,24 @@
 """The command: what it prints and refuses, and a whole short run with everything that it leaves on disk."""
 
+import inspect
 import json
 import logging
 import math
+import os
+import pty
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 import yaml
+from trl.trainer import grpo_trainer
 from typer.testing import CliRunner, Result
 
 from poise.cli import app
@@ -35,6 +40,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
 ]
 
+ROOT = Path(__file__).parents[2]
 SHORT = ["--steps", "4", "--eval-prompts", "24", "--families", "sum,sort", "--per-device-train-batch-size", "8"]
 
 
@@ -150,7 +156,11 @@ def test_screen_says_what_runs_where_how_it_goes_and_how_it_ended(runs):
     lines = text.splitlines()
     assert lines[0] == "poise: embedded model on sum, sort; baseline 'poise', 4 steps, seed 0"
     assert lines[1] == f"results go to {output / 'first'}"
-    assert re.search(r"^step 3/4  reward 0\.\d\d  held-out 0\.\d\d  .*evidence .* 0:\d\d left$", text, re.MULTILINE)
+    assert lines[3] == "a generation batch: 8 prompts, 16 rollouts, 2 steps; one line of metrics each"
+    assert lines[4] == "measuring before training: 24 held-out problems"
+    numbers = r"loss \S+  reward 0\.\d\d  held-out accuracy 0\.\d\d  entropy \d\.\d\d  length \d+  cut off \d+%"
+    assert re.search(rf"^step 2/4  {numbers}  \d+ tokens/s  0:\d\d left$", text, re.MULTILINE)
+    assert re.search(r'^sample at step 1, reward [01]\.00: prompt "\S.*" completion ".*"$', text, re.MULTILINE)
     assert re.search(r"^ +all +0\.\d{3} +0\.\d{3} +[+-]0\.\d{3} *$", text, re.MULTILINE)
     assert f"again: poise train --config {output / 'first'}/config.yaml" in text
     for noise in ("Warning", "it/s", "train_runtime", "Loading weights", "{'"):
@@ -167,22 +177,36 @@ def test_a_finished_run_can_be_made_longer_and_is_measured_by_its_folder(runs, t
     assert "the run has 6 steps in place of 4" in result.output.replace("\n", " ")
     assert f"next: poise eval {tmp_path}/first" in result.output
     lines = RunDirectory(tmp_path / "first").read_metrics()
-    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 5, 6]
-    assert lines[:5] == RunDirectory(output / "first").read_metrics()
+    assert [line["step"] for line in lines] == [0, 2, 4, 6]
+    assert lines[:3] == RunDirectory(output / "first").read_metrics()
     result = poise("eval", str(tmp_path / "first"), "--k", "2", "--prompts", "6", "--output", str(tmp_path / "e"))
     assert result.exit_code == 0, result.output
     assert "checkpoint-6 on embedded?families=sum,sort" in result.output
 
 
-def test_metrics_have_a_line_for_every_step(runs):
+def test_metrics_have_a_line_for_every_generation_batch(runs):
     lines = RunDirectory(runs[0] / "first").read_metrics()
-    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
-    assert [line["rollouts"] for line in lines] == [0, 16, 16, 32, 32]
+    assert [line["step"] for line in lines] == [0, 2, 4]
+    assert [line["rollouts"] for line in lines] == [0, 16, 32]
     assert [line["step"] for line in lines if "held_out/accuracy" in line] == [0, 2, 4]
     assert [line["held_out/prompts"] for line in lines if "held_out/prompts" in line] == [24, 16, 24]
-    assert all("loss" in line and line["seconds"] > 0 for line in lines[1:])
+    assert all("loss" in line and line["reward"] >= 0 and line["seconds"] > 0 for line in lines[1:])
     assert "poise/noise_ceiling" in lines[1]
     assert lines[1]["poise/extra_forward"] == 0
+
+
+def test_every_logged_metric_has_its_line_in_the_docs_and_every_line_its_metric(runs):
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    cells = re.findall(r"^\| (`[^|]*`) \|", page, flags=re.MULTILINE)
+    documented = [key for cell in cells for key in re.findall(r"`([^`]+)`", cell)]
+    assert len(documented) == len(set(documented))
+    patterns = {key: re.compile(re.sub(r"<\w+>", ".+", key)) for key in documented}
+    logged = {key for line in RunDirectory(runs[0] / "first").read_metrics() for key in line}
+    assert [key for key in logged if not any(each.fullmatch(key) for each in patterns.values())] == []
+    # A short run does not log everything: of the rest, a part between variables stands in poise or in TRL.
+    sources = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py")) + inspect.getsource(grpo_trainer)
+    others = [key for key, each in patterns.items() if not any(map(each.fullmatch, logged))]
+    assert [key for key in others if key.partition("<")[0] not in sources] == []
 
 
 def test_summary_agrees_with_metrics_and_rollouts(runs):
@@ -207,7 +231,7 @@ def test_rollouts_are_pairs_with_the_advantages_of_their_baselines(runs):
     rows = pyarrow.parquet.read_table(directory.rollouts / "step-000003.parquet").to_pylist()
     lines = directory.read_metrics()
     assert len(rows) == 16
-    assert sum(row["reward"] for row in rows) / 16 == pytest.approx(lines[3]["reward"])
+    assert sum(row["reward"] for row in rows) / 16 == pytest.approx(lines[2]["reward"])
     for number, row in enumerate(rows):
         assert row["step"] == 3
         assert row["advantage"] == pytest.approx(row["reward"] - row["baseline"])
@@ -260,7 +284,7 @@ def test_the_name_of_a_run_with_other_settings_is_refused_with_both_sides_and_no
     before = (output / "first" / "metrics.jsonl").read_text()
     result = poise("train", "--output", str(output), "--name", "first", *SHORT)
     assert result.exit_code == 2
-    assert "check_prompts is 16 there and 256 here; check_every is 2 there and 1 here" in result.stderr
+    assert "holds another run: check_prompts is 16 there and 256 here. Choose another --name" in result.stderr
     assert (output / "first" / "metrics.jsonl").read_text() == before
 
 
@@ -271,7 +295,7 @@ def test_a_run_that_is_stopped_ends_as_a_short_one(tmp_path):
     summary = run.train(watch=lambda progress: seen.append(progress.step), stop=lambda: seen[-1] >= 1)
     assert (summary["steps"], summary["stopped_early"], summary["rollouts"]) == (2, True, 8)
     assert json.loads(run.directory.summary.read_text()) == summary
-    assert [line["step"] for line in run.directory.read_metrics()] == [0, 1, 2]
+    assert [line["step"] for line in run.directory.read_metrics()] == [0, 2]
     assert (run.directory.checkpoints / "checkpoint-2" / "poise.json").exists()
     rows = pyarrow.parquet.read_table(run.directory.rollouts / "step-000001.parquet").to_pylist()
     assert {row["value"] for row in rows} == {None}
@@ -327,20 +351,71 @@ def test_hosts_are_silent_and_poise_is_heard(capsys):
 def test_status_shows_only_what_is_known():
     progress = Progress(steps=100)
     assert status_text(progress) == ""
-    progress.reward, progress.ceiling_share = 0.5, 0.25
-    progress.held_out = HeldOutAccuracy(0.375, {}, 8)
-    progress.in_charge = {"a": "all (penalty 3)", "b": "zero", "c": "all (penalty 30)"}
-    assert status_text(progress) == "reward 0.50  held-out 0.38  ceiling share 0.25  evidence all 2, zero 1"
+    progress.reward, progress.skipped_steps = 0.5, 2
+    progress.held_out = HeldOutAccuracy(math.nan, {}, 8, reward=0.375)
+    progress.line = {"loss": -0.00123, "entropy": None, "completions/mean_length": 23.4, "poise/ceiling_share": 0.5}
+    progress.tokens_a_second = 200.4
+    told = "loss -0.0012  reward 0.50  held-out reward 0.38  length 23  200 tokens/s  skipped 2"
+    assert status_text(progress) == told
 
 
-def test_plain_lines_come_at_twentieths(capsys):
+def test_plain_lines_come_at_twentieths_and_samples_at_tenths_with_nothing_hidden_in_them(capsys):
     show = PlainLines()
+    sample = {"step": 7, "prompt": "say\n\x1b[2Jhi", "completion": "\u202e" + "x" * 1_000_000, "reward": math.nan}
     for step in range(101):
-        show(Progress(steps=100, activity="training", step=step, seconds=float(step)))
+        line = {"step": step, "loss": 0.1} if step else {}
+        show(Progress(steps=100, activity="training", step=step, seconds=float(step), line=line, sample=sample))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 20
-    assert lines[-1].startswith("step 100/100")
-    assert "0:50 left" in lines[9]
+    steps, samples = ([line for line in lines if line.startswith(name)] for name in ("step", "sample"))
+    assert (len(steps), len(samples), len(lines)) == (20, 10, 30)
+    assert steps[-1].startswith("step 100/100")
+    assert "0:50 left" in steps[9]
+    assert samples[0].startswith('sample at step 7, ungradable: prompt "say\\n\\u001b[2Jhi" completion "\\u202ex')
+    assert max(map(len, lines)) < 500
+
+
+def poise_process(*arguments: str, folder: Path, **named) -> subprocess.Popen:
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "160", "LINES": "40"}
+    command = [sys.executable, "-m", "poise", "train", *SHORT, "--output", str(folder), "--name", "a run", *arguments]
+    return subprocess.Popen(command, env=environment, **named)
+
+
+def test_a_terminal_shows_a_bar_with_numbers_and_samples(tmp_path):
+    ours, theirs = pty.openpty()
+    process = poise_process(folder=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    try:
+        while part := os.read(ours, 65536):
+            seen += part
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    os.close(ours)
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", seen.decode())
+    assert process.wait() == 0, text
+    for words in ("measuring before training", "24/24 problems", "4/4 steps", "held-out accuracy", "tokens/s"):
+        assert words in text, words
+    assert re.search(r"sample at step 1, reward [01]\.00\r\n  s\w+ \S+<think>\r\n  ", text)
+    assert "ceiling share" not in text
+    assert f"look at {tmp_path}/a run/report.html" in text
+    assert f"next: poise eval '{tmp_path}/a run'" in text
+
+
+def test_json_lines_on_a_pipe_are_all_of_standard_output(tmp_path):
+    process = poise_process("--json", folder=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    events = [json.loads(line) for line in out.splitlines()]
+    named = [event["event"] for event in events]
+    assert named[0] == "start"
+    assert named[-1] == "end"
+    assert Counter(named) == {"start": 1, "measuring": 3, "metrics": 3, "sample": 2, "end": 1}
+    assert events[0]["folder"] == f"{tmp_path}/a run"
+    assert [event["step"] for event in events if event["event"] == "metrics"] == [0, 2, 4]
+    assert events[-1]["summary"] == json.loads((tmp_path / "a run" / "summary.json").read_text())
+    assert events[-1]["next"] == f"poise eval '{tmp_path}/a run'"
+    assert "\x1b" not in out + err
+    assert "held-out accuracy" in err
 
 
 def test_clock_shows_minutes_and_seconds():

@@ -3,20 +3,23 @@
 Standard output is for people and stays readable in a log file. Hosts are silent; poise's warnings are notes.
 """
 
+import json
 import logging
 import math
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from poise.storage.run_directory import finite
 from poise.storage.shown_text import shortened, spelled_out
 
 LONGEST_TEXT = 4000
@@ -103,6 +106,25 @@ def said(command: str, trouble: object, *, code: int, then: str | None = None) -
         if each:
             typer.echo(spelled_out(each), err=True)
     return typer.Exit(code)
+
+
+@contextmanager
+def json_lines(wanted: bool) -> Iterator[Callable[..., None]]:
+    """A function that prints an event and named values as one JSON object in a line of standard output.
+
+    Whatever else is printed inside, by anybody, goes to standard error, so that machines can read standard output.
+    Without it being wanted, nothing changes and the function prints nothing.
+    """
+    if not wanted:
+        yield lambda event, **named: None
+        return
+    output = sys.stdout
+
+    def tell(event: str, **named: Any) -> None:
+        print(json.dumps(finite({"event": event} | named), allow_nan=False), file=output, flush=True)
+
+    with redirect_stdout(sys.stderr):
+        yield tell
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,10 +21,11 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from poise.cli.given_settings import config_file, extra_options
-from poise.cli.terminal import clock, console, print_note, quiet_hosts, said, stop_on_interrupt
+from poise.cli.terminal import clock, console, json_lines, print_note, quiet_hosts, said, stop_on_interrupt
 from poise.cli.train_progress import shown_progress
 
 if TYPE_CHECKING:
+    from poise.engines.trl import PoiseConfig
     from poise.storage.run_directory import RunDirectory
     from poise.train.config import RunSettings
     from poise.train.run import TrainingRun
@@ -87,16 +88,19 @@ def train(
         ),
     ] = None,
     reward_weight: Annotated[
-        list[str] | None, typer.Option(metavar="NUMBER", help="One for each --reward. Default: 1.")
+        list[str] | None, typer.Option(metavar="<float>", help="One for each --reward. Default: 1.")
     ] = None,
     families: Annotated[str | None, typer.Option(help="Families of problems, such as sum,sort. Default: all.")] = None,
-    steps: Annotated[str | None, typer.Option(metavar="INTEGER", help="Updates of the policy.")] = None,
+    steps: Annotated[str | None, typer.Option(metavar="<int>", help="Updates of the policy.")] = None,
     seed: Annotated[
-        str | None, typer.Option(metavar="INTEGER", help="Of problems, sampling and training. Default: 0.")
+        str | None, typer.Option(metavar="<int>", help="Of problems, sampling and training. Default: 0.")
     ] = None,
     eval_prompts: Annotated[
-        str | None, typer.Option(metavar="INTEGER", help="Held-out problems before and after. Default: 500.")
+        str | None, typer.Option(metavar="<int>", help="Held-out problems before and after. Default: 500.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line on standard output; words go to standard error.")
+    ] = False,
     list_options: Annotated[bool, typer.Option("--list-options", help="List every setting and leave.")] = False,
 ) -> None:
     """Train a language model with a baseline read from its own hidden states.
@@ -107,7 +111,7 @@ def train(
 
     named = {"model": model, "task": task, "reward": reward or None, "reward_weights": reward_weight or None}
     named |= {"families": families, "steps": steps, "seed": seed, "eval_prompts": eval_prompts}
-    with quiet_hosts():
+    with json_lines(as_json) as tell, quiet_hosts():
         if list_options:
             return print_options()
         try:
@@ -120,8 +124,10 @@ def train(
             return None
         from poise.engines.trl.checkpoints import CheckpointError
 
+        of_run = {name: getattr(ready.settings, name) for name in ("model", "task", "steps", "seed")}
+        tell("start", folder=str(ready.directory.path), **of_run, preset=ready.config.preset)
         try:
-            with stop_on_interrupt() as asked, shown_progress() as watch:
+            with stop_on_interrupt() as asked, shown_progress(tell if as_json else None) as watch:
                 summary = ready.train(watch=watch, stop=lambda: bool(asked))
         except (CheckpointError, BlockingIOError) as error:
             raise said("train", error, code=2) from error
@@ -133,7 +139,11 @@ def train(
             raise said("train", error, code=1, then=command_to_go_on(ready.directory.path)) from error
         except KeyboardInterrupt as error:
             raise said("train", "stopped at once", code=130, then=command_to_go_on(ready.directory.path)) from error
-        print_summary(summary, ready.directory.path)
+        folder = ready.directory
+        places = ready.trackers.places() if ready.trackers else []
+        then = next_command(summary, folder.path)
+        tell("end", summary=summary, report=str(folder.report), next=then, trackers=places)
+        print_summary(summary, folder.path, places)
         if summary["stopped_because"]:
             print_ungradable(ready.directory.ungradable)
             raise said("train", f"stopped: {summary['stopped_because']}", code=1)
@@ -148,8 +158,15 @@ def is_about_the_disk(error: OSError) -> bool:
 
 
 def command_to_go_on(path: Path) -> str:
-    """The command that goes on with the run in a folder."""
+    """What to say of the command that goes on with the run in a folder."""
     return f"to go on: poise train --config {shlex.quote(f'{path}/config.yaml')}"
+
+
+def next_command(summary: Mapping[str, Any], path: Path) -> str:
+    """The command to give after a run: to go on with one that was stopped, to measure one that is done."""
+    if summary["stopped_early"]:
+        return command_to_go_on(path).removeprefix("to go on: ")
+    return f"poise eval {shlex.quote(str(path))}"
 
 
 def announced_run(
@@ -199,9 +216,20 @@ def announced_run(
     run = TrainingRun(settings, directory, built)
     if not run.is_done:  # another process may have finished it meanwhile
         console.print(run.graded_task.what_is_measured, soft_wrap=True)
+        console.print(generation_batch_sentence(run.config), soft_wrap=True)
     if run.checkpoint:
         console.print(f"goes on from {run.checkpoint.name}")
     return run
+
+
+def generation_batch_sentence(config: "PoiseConfig") -> str:
+    """What a generation batch is, and that a line of metrics belongs to it."""
+    rollouts, every = config.generation_batch_size, config.steps_between_generations
+    return (
+        f"a generation batch: {rollouts // config.num_generations} prompts, {rollouts} rollouts, {every} "
+        f"step{'s' * (every > 1)}; one line of metrics "
+        + ("each" if config.logging_steps == every else f"every {config.logging_steps:g} steps")
+    )
 
 
 def run_folder(
@@ -243,7 +271,7 @@ def made_longer(directory: "RunDirectory", resolved: Mapping[str, Any]) -> bool:
     return True
 
 
-def print_summary(summary: Mapping[str, Any], path: Path) -> None:
+def print_summary(summary: Mapping[str, Any], path: Path, trackers: Sequence[str] = ()) -> None:
     """What the run did, where its files are, and what to do next."""
     table = Table("held-out accuracy", "before", "after", "change", box=SIMPLE_HEAD)
     rows = {
@@ -262,7 +290,8 @@ def print_summary(summary: Mapping[str, Any], path: Path) -> None:
         f"{clock(summary['seconds'])} minutes",
         f"look at {path}/report.html; other files: summary.json, metrics.jsonl, learning_curve.png, rollouts/, "
         "checkpoints/",
-        command_to_go_on(path) if early else f"next: poise eval {shlex.quote(str(path))}",
+        *trackers,
+        f"next: {next_command(summary, path)}",
         f"again: poise train --config {shlex.quote(f'{path}/config.yaml')} --name NAME",
         sep="\n",
         soft_wrap=True,
@@ -289,16 +318,19 @@ def print_options() -> None:
         DECIDED_BY_RUN,
         EMBEDDED_DEFAULTS,
         OTHER_NAMES,
+        WITHOUT_EFFECT,
         RunSettings,
         loading_types,
         own_types,
     )
 
-    hidden = {"trainer", "seed", *DECIDED_BY_RUN, *OTHER_NAMES}
+    hidden = {"trainer", "seed", *DECIDED_BY_RUN, *OTHER_NAMES, *WITHOUT_EFFECT}
     own = [each for each in fields(RunSettings) if each.name in own_types()]
     own += [each for each in fields(ModelConfig) if each.name in loading_types()]
     for each in [*own, *(each for each in fields(PoiseConfig) if each.init and each.name not in hidden)]:
         default = each.default if each.default_factory is MISSING else each.default_factory()
-        default = EMBEDDED_DEFAULTS.get(each.name, getattr(default, "value", default))
+        default = (EMBEDDED_DEFAULTS | {"logging_steps": "a generation batch"}).get(
+            each.name, getattr(default, "value", default)
+        )
         sentence = " ".join(str(each.metadata.get("help", "")).split()).split(". ")[0]
         console.print(f"--{each.name.replace('_', '-')} ({default})  {sentence}", soft_wrap=True)

@@ -1,6 +1,6 @@
 """Completions of a policy, sampled without its training taking notice."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +52,14 @@ def sampled_completions(
 
 
 def measured_completions(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, sampling: Any, seed: int, batch_size: int = 256
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    sampling: Any,
+    seed: int,
+    batch_size: int = 256,
+    watch: Callable[[int], None] = lambda done: None,
 ) -> list[SampledCompletion]:
     """One completion a prompt, the same for the same model, prompts, seed and batch size.
 
@@ -67,6 +74,7 @@ def measured_completions(
             training, the model's own settings filling in for what it leaves None.
         seed: Of the sampling.
         batch_size: Prompts that are completed side by side.
+        watch: Told how many prompts are completed, after each batch.
     """
     as_given = not isinstance(sampling, Sampling)
     ends = completion_ends(model, tokenizer, sampling.to_dict() if as_given else sampling.options)
@@ -97,6 +105,7 @@ def measured_completions(
                     whole = tuple(sampled[:length])
                     text = tokenizer.decode(whole, skip_special_tokens=True)
                     completions.append(SampledCompletion(text, len(whole), length is None, whole))
+                watch(len(completions))
     finally:
         model.train(was_training)
     return completions

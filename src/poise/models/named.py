@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import find_adapter_config_file
 
 from poise.models.embedded import embedded_model_path
@@ -128,6 +128,23 @@ def check_trainable(model: Any) -> None:
     """
     if not any(each.requires_grad for each in model.parameters()):
         raise ValueError(NOTHING_TRAINABLE)
+
+
+def model_size(name: str, *, trust_remote_code: bool = False) -> tuple[int, bool]:
+    """The number of a model's parameters, from its configuration alone, and whether the name means an adapter on it.
+
+    Raises:
+        ValueError: If there is no such model, or its configuration cannot be read.
+    """
+    adapter = _adapter_config(name, trust_remote_code=trust_remote_code)
+    if adapter is not None:
+        return model_size(str(adapter[BASE]), trust_remote_code=trust_remote_code)[0], True
+    if name == "smollm2":  # transformers takes half a minute to read the configuration out of a GGUF file
+        return 134_515_008, False
+    config = _loaded(AutoConfig, name, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return model.num_parameters(), False
 
 
 def _adapter_config(name: str, *, trust_remote_code: bool) -> Any:

@@ -7,6 +7,7 @@ model `OTHER_MODEL_DEFAULTS`), and those over the defaults of the dataclasses.
 
 import difflib
 import enum
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import ModelConfig
 
 from poise.engines.trl import PoiseConfig
-from poise.models.named import check_model_name
+from poise.models.named import check_model_name, model_size
 from poise.tasks.embedded import problems
 from poise.tasks.grading import TIMED_OUT
 
@@ -35,7 +37,6 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
     "max_grad_norm": 1.0,
     "gradient_checkpointing": False,
     "bf16": False,
-    "logging_steps": 1,
     "save_strategy": "steps",
     # The newest to go on from, and two before it should the disk have spoiled that one.
     "save_steps": 0.1,
@@ -47,18 +48,38 @@ EMBEDDED_DEFAULTS: dict[str, Any] = {
 }
 """Options of `PoiseConfig` under which the embedded policy learns in minutes on two CPU cores."""
 
-EMBEDDED_ALONE = ("max_completion_length", "learning_rate", "lr_scheduler_type", "warmup_steps")
-"""Those of `EMBEDDED_DEFAULTS` that say nothing about other models, which have TRL's own defaults there."""
+EMBEDDED_ALONE = ("max_completion_length", "learning_rate", "lr_scheduler_type", "warmup_steps", "bf16")
+"""Those of `EMBEDDED_DEFAULTS` that say nothing about other models."""
 
 OTHER_MODEL_DEFAULTS: dict[str, Any] = {
     name: value for name, value in EMBEDDED_DEFAULTS.items() if name not in EMBEDDED_ALONE
-} | {"per_device_train_batch_size": 16, "max_completion_length": 512, "warmup_steps": 10}
+} | {
+    "per_device_train_batch_size": 16,
+    "max_completion_length": 512,
+    "warmup_steps": 10,
+    "bf16": is_torch_bf16_gpu_available(),
+}
 
-ADAPTER_LEARNING_RATE = 1e-5
-"""Of adapters, which stand rates that spoil whole models."""
+LEARNING_RATES = ((3e8, 2e-5), (1e9, 1e-5), (3e9, 5e-6), (6e9, 2e-6), (math.inf, 1e-6))
+"""Of other models with up to so many parameters, all of them trained."""
+ADAPTER_FACTOR = 10
+"""How much higher rates adapters stand than whole models."""
 
 OTHER_NAMES = {"max_steps": "steps"}
 """Fields of TRL that a run has under a shorter name."""
+
+EVALUATION_OF_TRL = (
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps", "num_generations_eval"),
+    *("per_device_eval_batch_size", "do_eval", "load_best_model_at_end", "metric_for_best_model"),
+)
+WITHOUT_EFFECT = {
+    **dict.fromkeys(EVALUATION_OF_TRL, "held-out problems are solved every check_every steps"),
+    "num_train_epochs": "steps says how long a run is",
+    "do_train": "the command trains",
+    "do_predict": "poise eval measures",
+    "disable_tqdm": "the command has its own bar, and --json",
+}
+"""Fields of TRL that change nothing in a run, and what does."""
 
 DECIDED_BY_RUN = {
     "output_dir": "the run's checkpoints go to its own folder: give --output and --name",
@@ -96,7 +117,7 @@ class RunSettings:
     eval_prompts: int = field(default=500, metadata={"help": "Held-out problems to solve before and after."})
     check_prompts: int = field(default=256, metadata={"help": "Held-out problems to solve now and then in between."})
     check_every: int | None = field(
-        default=None, metadata={"help": "Steps from one such check to the next; 0 for none. Default: steps / 15."}
+        default=None, metadata={"help": "Steps from one such check to the next; 0 for none. Default: a fifteenth."}
     )
     threads: int | None = field(
         default=None,
@@ -143,10 +164,11 @@ class RunSettings:
         """The task, with the chosen families in its text."""
         return f"embedded?families={','.join(self.families)}" if self.families else self.task
 
-    @property
-    def steps_between_checks(self) -> int:
-        """Steps from one small held-out check to the next; 0 for none."""
-        return max(1, self.steps // 15) if self.check_every is None else self.check_every
+    def steps_between_checks(self, config: PoiseConfig) -> int:
+        """Steps from one small held-out check to the next; 0 for none. Whole generation batches where not given."""
+        if self.check_every is not None:
+            return self.check_every
+        return -(-max(1, self.steps // 15) // config.steps_between_generations) * config.steps_between_generations
 
     @property
     def torch_threads(self) -> int | None:
@@ -162,17 +184,20 @@ class RunSettings:
         return ModelConfig(**self.loading)
 
     def poise_config(self, output_dir: Path | str) -> PoiseConfig:
-        """The trainer's configuration.
+        """The trainer's configuration; where not given otherwise, it logs once a generation batch.
 
         Raises:
             ValueError: If options of the trainer contradict each other.
         """
-        return PoiseConfig(str(output_dir), seed=self.seed, max_steps=self.steps, **self.trainer)
+        config = PoiseConfig(str(output_dir), seed=self.seed, max_steps=self.steps, **self.trainer)
+        if "logging_steps" not in self.trainer:
+            config.logging_steps = config.steps_between_generations
+        return config
 
     def resolved(self, config: PoiseConfig) -> dict[str, Any]:
         """Every setting by name, in plain values from which `run_settings` makes the same run again."""
         own = {name: getattr(self, name) for name in own_types()}
-        own |= {"check_every": self.steps_between_checks, "threads": self.torch_threads}
+        own |= {"check_every": self.steps_between_checks(config), "threads": self.torch_threads}
         # TRL takes one of two names for the size of a generation batch, and fills in the other.
         hidden = {"generation_batch_size", *DECIDED_BY_RUN, *OTHER_NAMES}
         rest = {name: _plain(getattr(config, name)) for name in trainer_types() if name not in hidden}
@@ -213,6 +238,7 @@ def run_settings(*sources: Mapping[str, Any]) -> RunSettings:
     """
     own, of_trainer, of_loading = own_types(), trainer_types(), loading_types()
     values: dict[str, Any] = {}
+    usual = {each.name: each.default for each in fields(PoiseConfig)} | EMBEDDED_DEFAULTS
     for source in sources:
         seen: dict[str, str] = {}
         for given_name, value in source.items():
@@ -226,16 +252,27 @@ def run_settings(*sources: Mapping[str, Any]) -> RunSettings:
                 raise ValueError(unknown_name_sentence(given_name, [*own, *OTHER_NAMES, *of_trainer, *of_loading]))
             seen[name] = given_name
             values[name] = typed_value(value, wanted, name=given_name)
+            if name in WITHOUT_EFFECT and values[name] != usual[name]:  # config files hold them all
+                raise ValueError(f"{given_name} changes nothing in a run: {WITHOUT_EFFECT[name]}")
     defaults = dict(EMBEDDED_DEFAULTS if values.get("model", "embedded") == "embedded" else OTHER_MODEL_DEFAULTS)
     if "generation_batch_size" in values:  # TRL takes one of the two
         del defaults["steps_per_generation"]
-    if values.get("use_peft") and "learning_rate" not in defaults:
-        defaults["learning_rate"] = ADAPTER_LEARNING_RATE
     mine = {name: values.pop(name) for name in own if name in values}
     standard = ModelConfig()
     loading = {name: values.pop(name) for name in of_loading if name in values and name not in of_trainer}
     loading = {name: value for name, value in loading.items() if value != getattr(standard, name)}
-    return RunSettings(**mine, trainer=defaults | values, loading=loading)
+    settings = RunSettings(**mine, trainer=defaults | values, loading=loading)
+    if "learning_rate" not in settings.trainer:
+        settings.trainer["learning_rate"] = default_learning_rate(settings)
+    return settings
+
+
+def default_learning_rate(settings: RunSettings) -> float:
+    """A rate to begin with, by the number of the model's parameters and whether an adapter is trained."""
+    trusted = bool(settings.trainer.get("trust_remote_code"))
+    size, is_adapter = model_size(settings.model, trust_remote_code=trusted)
+    rate = next(rate for most, rate in LEARNING_RATES if size <= most)
+    return rate * ADAPTER_FACTOR if is_adapter or settings.model_options().use_peft else rate
 
 
 def unknown_name_sentence(name: str, known: list[str]) -> str:

@@ -26,6 +26,9 @@ class Progress:
     steps: int
     """Steps that the run will take."""
     activity: str = ""
+    is_measuring: bool = False
+    measured_prompts: int = 0
+    prompts_to_measure: int = 0
     step: int = 0
     rollouts: int = 0
     generated_tokens: int = 0
@@ -35,8 +38,18 @@ class Progress:
     """Since the first step began, without the time in which the run was stopped."""
     earlier_seconds: float = 0.0
     """Those of them that were spent in earlier sittings."""
+    measuring_seconds: float = 0.0
+    """Those in which held-out problems were solved, in this sitting."""
+    earlier_tokens: int = 0
+    """Of `generated_tokens`, those of earlier sittings."""
+    tokens_a_second: float = float("nan")
+    """Sampled in training, by the seconds of training without measuring, in this sitting."""
     reward: float = float("nan")
     """Mean of the newest generation batch."""
+    line: Mapping[str, Any] = field(default_factory=dict)
+    """The newest line of metrics."""
+    sample: Mapping[str, Any] = field(default_factory=dict)
+    """A rollout of the newest generation batch: step, prompt, completion, reward."""
     ceiling_share: float = float("nan")
     """Share of the variance that any baseline could remove, removed so far."""
     in_charge: dict[str, str] = field(default_factory=dict)
@@ -91,6 +104,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         for name in KEPT:
             setattr(self.progress, name, state[name])
         self.progress.earlier_seconds = state["seconds"]
+        self.progress.earlier_tokens = state["generated_tokens"]
         before, held_out, after = (
             HeldOutAccuracy(**state[name]) if state[name] else None for name in ("before", "held_out", "after")
         )
@@ -101,8 +115,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     def measure_before(self) -> None:
         """Held-out accuracy of the untrained policy, as the line of step 0."""
         self.progress.before = self._measure(self.problems[: self.settings.eval_prompts], "measuring before training")
-        self.directory.append_metrics({"step": 0, "rollouts": 0, "seconds": 0.0} | self._measured)
-        self._measured = {}
+        self._write({"step": 0, "rollouts": 0, "seconds": 0.0})
 
     def accuracy_after(self) -> HeldOutAccuracy:
         """Held-out accuracy after the last step; measured now if the training ended without one."""
@@ -114,8 +127,8 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
     ) -> None:
         self._started = time.monotonic() - self.progress.earlier_seconds
-        self.progress.activity = "training"
-        self.watch(self.progress)
+        self.progress.measuring_seconds = 0.0  # before the first step no second is counted
+        self._tell("training")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any
@@ -126,17 +139,20 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         progress.seconds = time.monotonic() - self._started
         if self.trainer.last_rollouts is not self._seen:
             self._take_rollouts()
-        every = self.settings.steps_between_checks
+        spent = progress.seconds - progress.earlier_seconds - progress.measuring_seconds
+        progress.tokens_a_second = (progress.generated_tokens - progress.earlier_tokens) / spent
+        every = self.settings.steps_between_checks(self.trainer.args)
         done = progress.step >= progress.steps
         if done:
             self.accuracy_after()
         elif every and progress.step % every == 0:
-            self._measure(self.problems[: self.settings.check_prompts], "training")
+            self._measure(self.problems[: self.settings.check_prompts], "measuring")
+            control.should_log = True  # the numbers belong to this step
         if done:
             control.should_training_stop = control.should_save = True
         elif self.stop() and progress.step % self.trainer.args.steps_between_generations == 0:
             self._stopping = control.should_save = True
-        self.watch(progress)
+        self._tell("training")
         return self._with_line(control)
 
     def on_save(
@@ -171,8 +187,17 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         line["seconds"] = round(progress.seconds, 3)
         if progress.in_charge:
             line["in_charge"] = dict(progress.in_charge)
-        self.directory.append_metrics(line | logs | self._measured)
-        self._measured = {}
+        told = self._write(line | logs)
+        for name in [name for name in logs if logs[name] is None]:
+            del logs[name]
+        logs |= {name: told[name] for name in told if name.startswith("held_out/")}  # for trackers, which come next
+
+    def _write(self, line: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write a line of metrics, with what was measured since the last one, and return it."""
+        self.progress.line, self._measured = {**line, **self._measured}, {}
+        self.directory.append_metrics(self.progress.line)
+        self.watch(self.progress)
+        return self.progress.line
 
     def _take_rollouts(self) -> None:
         rollouts = self._seen = self.trainer.last_rollouts
@@ -184,14 +209,29 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         progress.rollouts += len(rollouts["rewards"])
         progress.generated_tokens += int(sum(rollouts["completion_lengths"]))
         progress.reward = sum(gradable) / len(gradable) if gradable else float("nan")
+        shown = rollouts["step"] % len(rollouts["rewards"])
+        progress.sample = {
+            "step": rollouts["step"] + 1,
+            **{name: rollouts[f"{name}s"][shown] for name in ("prompt", "completion", "reward")},
+        }
         if step is not None:
             progress.ceiling_share = step.metrics.get("poise/ceiling_share", float("nan"))
             progress.in_charge = step.in_charge
 
     def _measure(self, held_out: list[Problem], activity: str) -> HeldOutAccuracy:
-        progress = self.progress
-        progress.activity = activity
-        self.watch(progress)
-        progress.held_out = policy_accuracy(self.trainer, self.graded_task, held_out)
+        progress, began = self.progress, time.monotonic()
+
+        def tell(measured: int) -> None:
+            progress.measured_prompts = measured
+            self._tell(activity, measuring=True)
+
+        progress.prompts_to_measure = len(held_out)
+        tell(0)
+        progress.held_out = policy_accuracy(self.trainer, self.graded_task, held_out, watch=tell)
         self._measured = progress.held_out.metrics()
+        progress.measuring_seconds += time.monotonic() - began
         return progress.held_out
+
+    def _tell(self, activity: str, *, measuring: bool = False) -> None:
+        self.progress.activity, self.progress.is_measuring = activity, measuring
+        self.watch(self.progress)

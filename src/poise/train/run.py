@@ -31,6 +31,7 @@ from poise.tasks.graded_task import GradedTask
 from poise.train.alarms import RunWatch
 from poise.train.config import RunSettings
 from poise.train.recorder import Progress, RunRecorder, Stop, Watch
+from poise.train.trackers import Trackers, check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class TrainingRun:
 
     Attributes:
         checkpoint: What it goes on from; None where it begins.
+        trackers: Of the run that was trained; None before.
 
     Raises:
         ValueError: If settings contradict each other, differ from those of the run in the directory, or ask for what
@@ -62,6 +64,7 @@ class TrainingRun:
         self.config = settings.poise_config(directory.checkpoints) if config is None else config
         self.config.output_dir = str(directory.checkpoints)
         self.checkpoint: Path | None = None
+        self.trackers: Trackers | None = None
         with ExitStack() as stack:
             stack.enter_context(directory.held())
             try:
@@ -76,6 +79,7 @@ class TrainingRun:
 
     def _load(self) -> None:
         directory = self.directory
+        check_trackers(self.config.report_to)
         tokenizer, self.graded_task = tokenizer_and_task(self.settings, self.config, ungradable=directory.ungradable)
         self.graded_task.check_gold_answers()
         self.trainer = policy_trainer(self.settings, self.config, tokenizer, self.graded_task)
@@ -114,6 +118,9 @@ class TrainingRun:
 
         recorder = RunRecorder(self.trainer, self.graded_task, self.settings, self.directory, progress, watch, stopped)
         self.trainer.add_callback(recorder)
+        self.trackers = Trackers(
+            self.trainer, self.directory.path, lambda: progress.before.metrics() if progress.before else {}
+        )
         self.trainer.saved_beside = recorder.state
         self.trainer.finite_steps.file = self.directory.first_bad_step
         self.directory.cut_back(checkpoint_step(self.checkpoint) if self.checkpoint else -1)
@@ -197,6 +204,21 @@ def tokenizer_and_task(
 def policy_trainer(settings: RunSettings, config: PoiseConfig, tokenizer: Any, graded_task: GradedTask) -> PoiseTrainer:
     """The trainer of a run: its policy, problems and rewards."""
     problems = training_problems(settings, config, graded_task)
+    model, adapter = loaded_policy(settings, config)
+    trainer = PoiseTrainer(
+        model,
+        graded_task.reward_functions,
+        config,
+        train_dataset=problems,
+        processing_class=tokenizer,
+        peft_config=adapter,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def loaded_policy(settings: RunSettings, config: GRPOConfig) -> tuple[Any, Any]:
+    """The model to train, and the configuration of the adapter to train on it; None to train the model itself."""
     chosen = settings.model_options()
     options = {"dtype": getattr(torch, str(chosen.dtype), chosen.dtype), "revision": chosen.model_revision}
     options |= {"attn_implementation": chosen.attn_implementation} if chosen.attn_implementation else {}
@@ -204,16 +226,7 @@ def policy_trainer(settings: RunSettings, config: PoiseConfig, tokenizer: Any, g
     options |= {"quantization_config": quantization} if quantization is not None else {}
     options |= {"trust_remote_code": config.trust_remote_code} | (config.model_init_kwargs or {})
     config.model_init_kwargs = None  # they are spent here: TRL takes them with a path only
-    trainer = PoiseTrainer(
-        named_model(settings.model, **options),
-        graded_task.reward_functions,
-        config,
-        train_dataset=problems,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(chosen),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    return named_model(settings.model, **options), get_peft_config(chosen)
 
 
 def training_problems(settings: RunSettings, config: PoiseConfig, graded_task: GradedTask) -> Dataset:
