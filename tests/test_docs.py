@@ -79,7 +79,7 @@ def test_the_page_of_the_method_lists_every_scalar():
 def test_trl_snippet_of_the_readme_trains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = readme_snippets()[0].replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(embedded_model_path()))
-    quick = "max_steps=2, per_device_train_batch_size=4, bf16=False, use_cpu=True, report_to=[], save_strategy='no'"
+    quick = "max_steps=2, per_device_train_batch_size=4, report_to=[], save_strategy='no'"
     made = run(code.replace("max_completion_length=8", f"max_completion_length=8, {quick}"), tmp_path)
     assert made["trainer"].state.global_step == 2
     assert made["trainer"].baseline.state_dict()["widths"] == [128, 128, 3]

@@ -38,7 +38,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "no-gold.jsonl": rows(prompt="say {n}", answer=""),
         "bad-gold.jsonl": rows(prompt="say {n}", answer=r"\boxed{}"),
         "bad-tests.jsonl": rows(prompt="say {n}", tests="f(1) should be 2"),
-        "few.jsonl": "\n".join(rows(prompt="say {n}", answer="{n}").splitlines()[:3]),
         "same.jsonl": rows(prompt="say it", answer="{n}"),
         "list.yaml": "- 1\n",
         "cut.yaml": "steps: [1\n",
@@ -79,10 +78,6 @@ def digests(folder: Path) -> dict[str, str]:
         ("train --task good.jsonl?verifier=magic", "verifier needs math, exact, choice, python, got 'magic'"),
         ("train --task good.jsonl?verifier=python", "good.jsonl needs a column tests, test_list, "),
         ("train --task same.jsonl", "same.jsonl holds no problems"),
-        (
-            "train --task few.jsonl?verifier=exact",
-            "generation batch takes|holds no problems out|has no problems to train on",
-        ),
         # Gold answers and tests that no verifier can use.
         ("train --task no-gold.jsonl?verifier=exact", "the verifier 'exact' does not accept 32 of 32 gold answers"),
         (

@@ -61,8 +61,7 @@ class GradedTask:
         reward_functions: In the form that TRL takes.
 
     Raises:
-        ValueError: If the task or a reward function is not what was asked for, or there are no problems to train on or
-            none held out.
+        ValueError: If the task or a reward function is not what was asked for, or there are no problems.
         FileNotFoundError: If the task's file is not there.
     """
 
@@ -88,12 +87,8 @@ class GradedTask:
         self._as_chat = bool(getattr(tokenizer, "chat_template", None))
         self._weights = list(weights) if weights is not None else [1.0] * num_rewards
         self._functions = {name: reward_function(name) for name in rewards}
-        tried = self.task.problems(2, seed=0)
-        if not tried:
-            raise ValueError(f"task {spec!r} has no problems to train on")
-        held_out = self.held_out(1)
-        if not held_out:
-            raise ValueError(f"task {spec!r} holds no problems out: it needs more of them, or ?heldout=SPLIT")
+        self._sides = self._checked_sides(spec)
+        tried, held_out = self._problems(2, seed=0), self.held_out(1)
         marks = (THINK, opening_mark(end_of_thinking or END_OF_THINKING))
         opened = self.texts(held_out)[0].rstrip().endswith(marks)
         self.grader = Grader(
@@ -112,6 +107,20 @@ class GradedTask:
         ]
         self.has_answers = not rewards or any(p.answer or p.details for p in self.held_out(100))
 
+    def _checked_sides(self, spec: str) -> dict[str, str]:
+        """The split of the task to train on, and that to measure; the same where there are too few to hold some out."""
+        sides = {side: side for side in ("train", "heldout")}
+        filled = [side for side in sides if self.task.problems(1, seed=0, split=side)]
+        if not filled:
+            raise ValueError(f"task {spec!r} has no problems to train on")
+        if len(filled) == 1:
+            logger.warning("task %r has too few problems to hold some out: those it trains on are measured", spec)
+            return dict.fromkeys(sides, "all")
+        return sides
+
+    def _problems(self, num: int, *, seed: int, side: str = "train") -> list[Problem]:
+        return self.task.problems(num, seed=seed, split=self._sides[side])
+
     def check_gold_answers(self, num: int = GOLD_ANSWERS) -> None:
         """Grade a sample of gold answers as if the policy had given them; needless where the user's functions grade.
 
@@ -125,7 +134,7 @@ class GradedTask:
         """
         if self._functions:
             return
-        sample = self.task.problems(num, seed=0)
+        sample = self._problems(num, seed=0)
         self._check_garbage(sample)
         verdicts = self.grader.verdicts(self._gold(sample), sample)
         self.grader.counts.clear()
@@ -165,7 +174,7 @@ class GradedTask:
 
     def training_data(self, num: int, *, seed: int) -> Dataset:
         """Up to `num` problems to train on, with the columns that the reward functions take."""
-        problems = self.task.problems(num, seed=seed, split="train")
+        problems = self._problems(num, seed=seed)
         shown: list[dict[str, Any]] = [
             {"prompt": problem.asked(as_chat=self._as_chat), **problem_columns(problem)} for problem in problems
         ]
@@ -176,7 +185,7 @@ class GradedTask:
 
     def held_out(self, num: int) -> list[Problem]:
         """Up to `num` held-out problems, always the same."""
-        return self.task.problems(num, seed=HELD_OUT_SEED, split="heldout")
+        return self._problems(num, seed=HELD_OUT_SEED, side="heldout")
 
     def texts(self, problems: Sequence[Problem]) -> list[str]:
         """The prompts as the policy reads them, chat template and all."""

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,7 +36,17 @@ def tokenizer():
 
 def trainer_of(run, conditions, tokenizer, graded_task, folder):
     config = run.config(conditions, str(folder))
-    return run_trainer(conditions, run, config, tokenizer, graded_task, model="embedded")
+    return run_trainer(conditions, run, config, tokenizer, graded_task, conditions.run_settings(seed=run.seed))
+
+
+def test_every_arm_trains_the_adapter_that_is_asked_for(tmp_path, tokenizer):
+    conditions = replace(CONDITIONS, settings={"use_peft": True, "lora_r": "2"})
+    with closing(GradedTask("embedded", tokenizer=tokenizer)) as task:
+        for arm in ("poise", "grpo", "critic"):
+            trainer = trainer_of(Run(arm, 1e-3, 5), conditions, tokenizer, task, tmp_path)
+            trained = [name for name, each in trainer.model.named_parameters() if each.requires_grad]
+            assert trained
+            assert all("lora_" in name for name in trained)
 
 
 # One budget.

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, no_type_check
 
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import GRPOConfig
 
 import poise
@@ -42,10 +43,11 @@ class _One(int):
 class PoiseConfig(GRPOConfig):  # type: ignore[misc]
     """Options of `PoiseTrainer`: those of `trl.GRPOConfig` and the ones below.
 
-    Changed defaults: `num_generations` 2, `loss_type` "dr_grpo", `scale_rewards` "none", `disable_dropout` True, and
-    `steps_per_generation` twice `gradient_accumulation_steps`, so that every batch of rollouts is trained on in two
-    minibatches. TRL then computes the log-probabilities of the policy that sampled, and the features come from that
-    forward pass. `save_steps` is rounded up to whole generation batches; where it was no share, that is said.
+    Changed defaults: `num_generations` 2, `loss_type` "dr_grpo", `scale_rewards` "none", `disable_dropout` True, `bf16`
+    only where the machine can, and `steps_per_generation` twice `gradient_accumulation_steps`, so that every batch of
+    rollouts is trained on in two minibatches. TRL then computes the log-probabilities of the policy that sampled, and
+    the features come from that forward pass. `save_steps` is rounded up to whole generation batches; where it was no
+    share, that is said.
 
     Raises:
         ValueError: If the preset or one of its options is unknown, or if an option of TRL contradicts the baseline.
@@ -133,6 +135,8 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         self._check_numbers()
+        if self.bf16 is None and not is_torch_bf16_gpu_available():  # TRL's own default fails there
+            self.bf16 = False
         self.chose_steps_per_generation = self.steps_per_generation is None and self.generation_batch_size is None
         if self.chose_steps_per_generation:
             self.steps_per_generation = 2 * self.gradient_accumulation_steps

@@ -26,13 +26,13 @@ from poise.evaluate.statistics import smoothed
 from poise.lab.compare.arms import arm_named
 from poise.lab.compare.plan import Conditions, Run
 from poise.lab.compare.trainers import CriticTrainer, Tallied, arm_trainer
-from poise.models.named import named_model
 from poise.storage.run_directory import RunDirectory
 from poise.tasks.embedded import END_OF_THINKING
 from poise.tasks.graded_task import HELD_OUT_SEED, GradedTask
 from poise.tasks.verifiers import FULL_MARKS
+from poise.train.config import RunSettings
 from poise.train.held_out import policy_accuracy, policy_completions
-from poise.train.run import tokenizer_and_task, torch_threads, versions
+from poise.train.run import loaded_policy, tokenizer_and_task, torch_threads, versions
 
 Told = Callable[[float, float], None]
 """Told, at each evaluation, the share of a run's rollouts that is spent and the held-out accuracy."""
@@ -201,7 +201,7 @@ def completed_run(
     config = run.config(conditions, str(directory.checkpoints))
     tokenizer, graded_task = tokenizer_and_task(settings, config)
     with torch_threads(settings.torch_threads), closing(graded_task):
-        trainer = run_trainer(conditions, run, config, tokenizer, graded_task, model=settings.model)
+        trainer = run_trainer(conditions, run, config, tokenizer, graded_task, settings)
         measured = Measurements(trainer, graded_task, conditions, directory, told)
         trainer.add_callback(measured)
         directory.write_config({"run": asdict(run), "conditions": asdict(conditions), "trainer": config.to_dict()})
@@ -218,7 +218,7 @@ def completed_run(
 
 
 def run_trainer(
-    conditions: Conditions, run: Run, config: Any, tokenizer: Any, graded_task: GradedTask, *, model: str
+    conditions: Conditions, run: Run, config: Any, tokenizer: Any, graded_task: GradedTask, settings: RunSettings
 ) -> Tallied:
     """The trainer of a run, at the beginning of its prompt stream.
 
@@ -230,15 +230,15 @@ def run_trainer(
     needed = conditions.batch_rollouts // arm.group_size
     if len(problems) < needed:
         raise ValueError(f"a generation batch of {arm.name} takes {needed} prompts, and the task has {len(problems)}")
-    options = {"trust_remote_code": config.trust_remote_code} | (config.model_init_kwargs or {})
-    config.model_init_kwargs = None  # they are spent here: TRL takes them with a path only
+    model, adapter = loaded_policy(settings, config)
     trainer = arm_trainer(
         arm,
-        named_model(model, **options),
+        model,
         graded_task.reward_functions,
         config,
         train_dataset=problems,
         processing_class=tokenizer,
+        peft_config=adapter,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
