@@ -68,10 +68,8 @@ def test_a_tracker_comes_last_and_gets_a_table_in_its_own_way(tmp_path, monkeypa
     other = object()
     handler = SimpleNamespace(callbacks=[tracker, other])
     rollouts = {"step": 3, **{column: [f"{column} {row}" for row in range(100)] for column in COLUMNS}}
-    trainer = SimpleNamespace(
-        callback_handler=handler, add_callback=handler.callbacks.append, last_rollouts=rollouts, args=SimpleNamespace()
-    )
-    trainer.args.run_name = None
+    trainer = SimpleNamespace(callback_handler=handler, last_rollouts=rollouts, args=SimpleNamespace(run_name=None))
+    trainer.add_callback = lambda added: handler.callbacks.append(added)
     trackers = Trackers(trainer, tmp_path / "run", dict)
     assert handler.callbacks == [other, tracker, trackers]
     assert trainer.args.run_name == "run"
