@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import integration_utils
-from transformers.trainer_callback import TrainerState
 
 from poise.storage.run_directory import RunDirectory
 from poise.train.trackers import COLUMNS, Trackers, check_trackers
@@ -64,7 +64,7 @@ def test_a_tracker_comes_last_and_gets_a_table_in_its_own_way(tmp_path, monkeypa
     )
     monkeypatch.setitem(sys.modules, name, module)
     tracker = object.__new__(getattr(integration_utils, callback))
-    monkeypatch.setattr(type(tracker), "__del__", lambda self: None, raising=False)
+    tracker._auto_end_run = False  # asked when it is thrown away
     other = object()
     handler = SimpleNamespace(callbacks=[tracker, other])
     rollouts = {"step": 3, **{column: [f"{column} {row}" for row in range(100)] for column in COLUMNS}}
@@ -73,8 +73,9 @@ def test_a_tracker_comes_last_and_gets_a_table_in_its_own_way(tmp_path, monkeypa
     trackers = Trackers(trainer, tmp_path / "run", dict)
     assert handler.callbacks == [other, tracker, trackers]
     assert trainer.args.run_name == "run"
+    arguments = TrainingArguments(str(tmp_path), report_to=[])
     for logs in ({"loss": 1.0}, {"loss": 1.0, "held_out/prompts": 8}):
-        trackers.on_log(trainer.args, TrainerState(global_step=4), None, logs)
+        trackers.on_log(arguments, TrainerState(global_step=4), TrainerControl(), logs)
     (table,) = given
     assert (table["step"][0], table["prompt"][63], len(table["reward"])) == (4, "prompts 63", 64)
     assert table.get("file", ["rollouts/step-000004.json"]) == ["rollouts/step-000004.json"]
