@@ -19,7 +19,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from poise.storage.run_directory import finite
 from poise.storage.shown_text import shortened, spelled_out
 
 LONGEST_TEXT = 4000
@@ -118,6 +117,8 @@ def json_lines(wanted: bool) -> Iterator[Callable[..., None]]:
     if not wanted:
         yield lambda event, **named: None
         return
+    from poise.storage.rollouts import finite  # with pyarrow, which the help does not wait for
+
     output = sys.stdout
 
     def tell(event: str, **named: Any) -> None:
