@@ -124,13 +124,20 @@ def _finite(features: Features, scalars: Sequence[str]) -> Features:
     parts = {name: getattr(features, name) for name in ("prompt", "completion", "entropies")}
     read = {name: features.scalars[name] for name in scalars if name in features.scalars}
     for name, part in (parts | read).items():
-        bad = ~part.isfinite() if part.ndim == 1 else ~part.isfinite().all(dim=1)
+        bad = _rows_not_finite(part[:, None] if part.ndim == 1 else part)
         if bad.any():
             raise ValueError(
                 f"features must be finite; the {name} features of {int(bad.sum())} of {len(bad)} rollouts are not"
             )
     whole = Features(**parts, missing=features.missing, scalars=read)
     return whole.mapped(lambda part: part.detach().cpu() if part.dtype == torch.bool else part.detach().cpu().float())
+
+
+def _rows_not_finite(part: Tensor) -> Bool[Tensor, " rows"]:
+    """Which rows hold something that is not finite; a row whose sum is finite does not, and is not copied."""
+    bad = ~part.sum(dim=1).isfinite()
+    bad[bad.clone()] = ~part[bad].isfinite().all(dim=1)
+    return bad
 
 
 def _require_one_domain(groups: Int[Tensor, " rows"], domains: Sequence[str]) -> None:

@@ -42,6 +42,7 @@ SIBLING_BLOCKS = frozenset({"sibling_reward", "sibling_entropies", "sibling_stat
 FEATURE_BLOCKS = frozenset({"sibling_entropies", "sibling_states", "prompt_states"})
 HIDDEN_BLOCKS = frozenset({"sibling_states", "prompt_states"})
 
+_COLUMNS_AT_ONCE = 32  # brought to float64: a batch of states is never held twice
 _SCALAR_SCALE = 10.0  # a column scaled by s is penalised by penalty / s^2
 _UNITS_APART = 64.0  # rewards up to 8 have the unit 1, up to 512 the unit 64
 
@@ -98,17 +99,18 @@ def evidence_rows(
     nothing = torch.zeros(len(rewards), 0)
     states = (nothing, nothing) if batch.features is None else (batch.features.prompt, batch.features.completion)
     own_prompt, own_completion = (
-        projected_states(each, size=projection_size, seed=projection_seed + k).to(torch.float64)
-        for k, each in enumerate(states)
+        projected_states(each, size=projection_size, seed=projection_seed + k) for k, each in enumerate(states)
     )
-    sibling_prompt, count = sibling_means(own_prompt, groups, gradable)
-    completion, _ = sibling_means(own_completion, groups, gradable)
-    statistics, _ = sibling_means(batch.scalars.to(torch.float64), groups, gradable)
-    reward, _ = sibling_means(rewards[:, None], groups, gradable)
+
+    def of_siblings(own: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+        means = [sibling_means(part.to(torch.float64), groups, gradable)[0] for part in own.split(_COLUMNS_AT_ONCE, 1)]
+        return torch.cat([mean.to(torch.float32) for mean in means], dim=1)
+
+    reward, count = sibling_means(rewards[:, None], groups, gradable)
     return EvidenceRows(
-        prompt_states=torch.where(count[:, None] > 0, sibling_prompt, own_prompt).to(torch.float32),
-        sibling_states=completion.to(torch.float32),
-        sibling_entropies=statistics.to(torch.float32),
+        prompt_states=torch.where(count[:, None] > 0, of_siblings(own_prompt), own_prompt),
+        sibling_states=of_siblings(own_completion),
+        sibling_entropies=of_siblings(batch.scalars),
         sibling_reward=reward[:, 0],
         sibling_count=count,
         history_reward=history[0],

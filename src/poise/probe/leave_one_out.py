@@ -71,11 +71,10 @@ class LeaveOnePromptOut:
             scale = outside_weight[self.groups[rows[:, 0]]]
             for k, penalty in enumerate(penalties):
                 shift = penalty * scale
-                inverse = 1 / (eigenvalues + shift[:, None])  # (prompts, columns)
+                inverse = 1 / (eigenvalues + shift[:, None])  # (prompts, columns), falling
                 least = _least_trusted_eigenvalue(inverse, self._size_over_range)
-                fitted = torch.einsum("pgc,pc->pg", z, inverse * target)
-                kernel = torch.einsum("pgc,pc,phc->pgh", z, inverse, z)
-                out[k, rows], trusted = _without_own(fitted, kernel, w, r, least)
+                solved = z * inverse[:, None, :]
+                out[k, rows], trusted = _without_own(solved @ target, solved @ z.transpose(1, 2), w, r, least)
                 # Blocks of prompts are the same whichever of them are refitted: so are sums, to the last bit.
                 for block in (~trusted).nonzero()[:, 0].div(_PROMPTS_AT_ONCE, rounding_mode="floor").unique().tolist():
                     part = slice(block * _PROMPTS_AT_ONCE, (block + 1) * _PROMPTS_AT_ONCE)
@@ -157,7 +156,7 @@ def _least_trusted_eigenvalue(
     inverse: Float[Tensor, "prompts rank"], size_over_range: float
 ) -> Float[Tensor, " prompts"]:
     """How small an eigenvalue of I - K_S W_S may be without the loss of digits that count."""
-    condition = inverse.amax(dim=1) / inverse.amin(dim=1) if inverse.shape[1] else inverse.new_ones(len(inverse))
+    condition = inverse[:, 0] / inverse[:, -1] if inverse.shape[1] else inverse.new_ones(len(inverse))
     return (condition * size_over_range / _LARGEST_TRUSTED_CONDITION).clamp(min=_SMALLEST_TRUSTED_EIGENVALUE)
 
 
