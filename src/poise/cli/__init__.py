@@ -18,8 +18,8 @@ class PoiseGroup(TyperGroup):
         """Run a command and leave."""
         try:
             code = super().main(*positional, **(named | {"standalone_mode": False}))
-        except typer.BadParameter.__bases__ as error:  # of usage, which typer does not name
-            context = getattr(error, "ctx", None)
+        except typer.BadParameter.__bases__ as error:  # type: ignore[misc]  # of usage, which typer does not name
+            context: Any = getattr(error, "ctx", None)
             if not error.format_message():  # nothing was asked for, and the help is the answer
                 print(context.get_help())
                 sys.exit(2)

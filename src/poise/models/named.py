@@ -113,7 +113,8 @@ def named_model(name: str, *, trust_remote_code: bool = False, **options: Any) -
     Raises:
         ValueError: If there is none, or it cannot be read.
     """
-    options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code} | options
+    defaults: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
+    options = defaults | options
     adapter = _adapter_config(name, trust_remote_code=trust_remote_code)
     if adapter is not None:
         return _adapted_model(name, str(adapter[BASE]), **options)
