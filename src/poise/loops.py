@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from poise.features.rollout_features import MEAN_ENTROPIES, SEGMENTS, Features, score_norm_weights
+from poise.features.rollout_features import (
+    MEAN_ENTROPIES,
+    SEGMENTS,
+    Features,
+    entropy_statistic,
+    score_norm_weights,
+)
 from poise.online import OnlineBaseline
 from poise.probe.evidence import HIDDEN_BLOCKS
 
@@ -70,13 +76,12 @@ def advantages(
     if logprobs is not None:
         spread = torch.full_like(logprob, _SHARPEST) if entropies is None else entropy
         weights = score_norm_weights(logprob, spread, mask)
-    count = mask.sum(dim=1)
-    mean = surprise.sum(dim=1) / count.clamp(min=1)
+    mean = entropy_statistic(surprise, mask, "mean")
     features = Features(
         prompt=torch.zeros(rows, 0),
         completion=torch.zeros(rows, 0),
         entropies=torch.stack([mean, *[torch.zeros(rows)] * (len(MEAN_ENTROPIES) - 1)], dim=1),
-        missing=(count == 0)[:, None].repeat(1, len(SEGMENTS)),
+        missing=~mask.any(dim=1)[:, None].repeat(1, len(SEGMENTS)),
     )
     return baseline.step(features, rewards, prompts=prompts, domains=domains, weights=weights).advantages
 
