@@ -13,6 +13,7 @@ from report_runs import finished_run, pair_batch
 from typer.testing import CliRunner
 
 from poise.cli import app
+from poise.cli.watch import watched
 from poise.report.watching import WatchServer
 from poise.storage.run_directory import RunDirectory
 
@@ -112,6 +113,26 @@ def test_server_listens_on_this_machine_alone_and_never_with_the_same_token(serv
     other.server_close()
     assert other.token != server.token
     assert len(other.token) >= 32
+
+
+def test_training_with_watch_has_a_server_as_long_as_it_lasts(directory, monkeypatch):
+    started = []
+
+    class Process:
+        def __init__(self, command, **options):
+            started.append(command)
+
+        def terminate(self):
+            started.append("ended")
+
+        wait = terminate
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    with watched(directory.path, wanted=False):
+        assert started == []
+    with watched(directory.path, wanted=True):
+        assert started == [[sys.executable, "-m", "poise", "watch", str(directory.path)]]
+    assert started[1:] == ["ended", "ended"]
 
 
 def test_command_says_the_address_and_refuses_what_is_no_run(directory, tmp_path):

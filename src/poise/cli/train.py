@@ -23,6 +23,7 @@ from typer.core import TyperCommand
 from poise.cli.given_settings import config_file, extra_options
 from poise.cli.terminal import clock, console, json_lines, print_note, quiet_hosts, said, stop_on_interrupt
 from poise.cli.train_progress import shown_progress
+from poise.cli.watch import watched
 
 if TYPE_CHECKING:
     from poise.engines.trl import PoiseConfig
@@ -101,6 +102,9 @@ def train(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line on standard output; words go to standard error.")
     ] = False,
+    watch_page: Annotated[
+        bool, typer.Option("--watch", help="Open the run's page in a browser while it trains, as poise watch does.")
+    ] = False,
     list_options: Annotated[bool, typer.Option("--list-options", help="List every setting and leave.")] = False,
 ) -> None:
     """Train a language model with a baseline read from its own hidden states.
@@ -127,7 +131,11 @@ def train(
         of_run = {name: getattr(ready.settings, name) for name in ("model", "task", "steps", "seed")}
         tell("start", folder=str(ready.directory.path), **of_run, preset=ready.config.preset)
         try:
-            with stop_on_interrupt() as asked, shown_progress(tell if as_json else None) as watch:
+            with (
+                watched(ready.directory.path, wanted=watch_page),
+                stop_on_interrupt() as asked,
+                shown_progress(tell if as_json else None) as watch,
+            ):
                 summary = ready.train(watch=watch, stop=lambda: bool(asked))
         except (CheckpointError, BlockingIOError) as error:
             raise said("train", error, code=2) from error

@@ -57,7 +57,8 @@ def watched(run: Path, *, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    process = subprocess.Popen([sys.executable, "-m", "poise", "watch", str(run)], stdin=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "poise", "watch", str(run)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2)  # with the words, not with the numbers
     try:
         yield
     finally:

@@ -29,8 +29,9 @@ function showRollouts(data) {
     form[name].value = before[name];
   }
   form.querySelector(".cause").hidden = !rollouts.cause.distinct.length;
-  if (location.hash.includes("=")) followHash();
-  else refilter();
+  if (!location.hash.includes("=")) refilter();
+  followHash();
+  requestIdleCallback(() => (lowered ??= lowerCase()));
 }
 
 function refilter() {
@@ -209,7 +210,7 @@ function followHash() {
   if (!location.hash.includes("=") || !rollouts.rows) {
     const target = document.getElementById(location.hash.slice(1));
     if (target && target.tagName === "DETAILS") target.open = true;
-    return;
+    return target?.scrollIntoView();
   }
   const said = new URLSearchParams(location.hash.slice(1));
   const form = byId("filters");
