@@ -224,9 +224,16 @@ def test_time_that_no_phase_accounts_for_is_the_update():
         {"step": 0, "step_time": 100.0},
         {"step": 1, "reward": 0.5, "step_time": 3.0, "poise/seconds_sampling": 1.5, "poise/seconds_baseline": 0.5},
         {"step": 2, "step_time": 2.0},
+        {"step": 4, "reward": 0.5, "step_time": 2.0, "poise/seconds_sampling": 1.0},  # the mean of two steps
     ]
     times = {each.label: list(each.y) for each in phase_chart(lines).series}
-    assert times == {"sampling": [1.5], "grading": [0.0], "reading features": [0.0], "baseline": [0.5], "update": [3.0]}
+    assert times == {
+        "sampling": [1.5, 1.0],
+        "grading": [0.0, 0.0],
+        "reading features": [0.0, 0.0],
+        "baseline": [0.5, 0.0],
+        "update": [3.0, 3.0],
+    }
 
 
 # What the baseline saves.

@@ -283,21 +283,28 @@ PHASES = {
 
 
 def phase_chart(metrics: Metrics) -> Chart:
-    """Seconds of a generation batch by phase; lines without a reward belong to the batch before."""
-    cycles: list[list[Mapping[str, Any]]] = []
+    """Seconds of a generation batch by phase; lines without a reward belong to the batch before.
+
+    `step_time` is the mean over the steps since the line before.
+    """
+    cycles: list[tuple[Number, dict[str, Number]]] = []  # first step, and seconds by key
+    before = 0
     for line in metrics:
-        if line["step"] == 0:
+        covered, before = line["step"] - before, line["step"]
+        if covered < 1:
             continue
         if "reward" in line or not cycles:
-            cycles.append([])
-        cycles[-1].append(line)
+            cycles.append((line["step"], {}))
+        seconds = cycles[-1][1]
+        seconds["all"] = seconds.get("all", 0.0) + covered * (line.get("step_time") or line.get("timing_s/step") or 0.0)
+        for key in (key for keys in PHASES.values() for key in keys if line.get(key) is not None):
+            seconds[key] = line[key]
     steps, rows = [], []
-    for cycle in cycles:
-        total = sum(line.get("step_time") or line.get("timing_s/step") or 0.0 for line in cycle)
-        times = [max((line.get(key) or 0.0) for line in cycle for key in keys) for keys in PHASES.values()]
-        if total and any(times):
-            steps.append(cycle[0]["step"])
-            rows.append([*times, max(0.0, total - sum(times))])
+    for step, seconds in cycles:
+        times = [max(seconds.get(key, 0.0) for key in keys) for keys in PHASES.values()]
+        if seconds["all"] and any(times):
+            steps.append(step)
+            rows.append([*times, max(0.0, seconds["all"] - sum(times))])
     styles = ("b", "d", "c", "e", "a")
     series = [
         Series(name, steps, [row[k] for row in rows], style)
