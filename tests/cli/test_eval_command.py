@@ -308,6 +308,25 @@ def test_command_measures_goes_on_and_refuses_another_configuration(tmp_path):
     assert contents(path) == before
 
 
+@pytest.mark.parametrize("where", ["run", "option"])
+def test_verdicts_know_the_end_of_thinking_of_the_run(tmp_path, monkeypatch, where):
+    from poise.cli.eval import _run_mark
+
+    (tmp_path / "config.yaml").write_text("end_of_thinking: '[/THINK]'\n")
+    assert _run_mark(tmp_path) == "[/THINK]"
+    assert _run_mark(tmp_path / "nowhere") == "</think>"
+
+    def grader(*, opening, end_of_thinking):
+        raise ValueError(f"graded with {end_of_thinking}")
+
+    monkeypatch.setattr("poise.rewards.Grader", grader)
+    if where == "run":
+        monkeypatch.setattr("poise.cli.eval._run_mark", lambda folder: "[/THINK]")
+    given = ["--prompts", "2", "--output", str(tmp_path / "e")]
+    done = command(*given, *(["--end-of-thinking", "[/THINK]"] if where == "option" else []))
+    assert "graded with [/THINK]" in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

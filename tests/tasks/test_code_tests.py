@@ -87,7 +87,6 @@ def test_a_right_program_passes_and_a_wrong_one_does_not(tests: Any, program: st
         # Evaluated inside, each of these would hand the expected value to the program.
         ("assert f(1) == g(2)", "a test must be "),
         ("assert all(a == b for a, b in zip(f(1), [1, 2]))", "a test must be "),
-        ("assert f(1) == 2 and f(2) == 3", "a test must be "),
         ("assert 1 < f(1) < 3", "a test must be "),
         ("for x in range(3): assert f(x) == x", "a test must be "),
     ],
@@ -262,6 +261,31 @@ def test_a_data_set_names_its_tests_and_verifiers(tmp_path: Path):
     (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, mixed)))
     found = task_named(str(tmp_path / "mixed.jsonl")).problems(30, seed=0, split="all")
     assert Counter(each.verifier for each in found) == {"python": 15, "exact": 15}
+
+
+@pytest.mark.parametrize(
+    ("row", "program"),
+    [
+        (
+            {"test": "def check(candidate):\n    assert candidate(1, 2) == 3", "entry_point": "add"},
+            f"{ADD}def twice(a):\n    return add(a, a)",
+        ),
+        (
+            {
+                "public_test_cases": json.dumps([{"input": "1\n2", "output": "3", "testtype": "functional"}]),
+                "metadata": json.dumps({"func_name": "add"}),
+            },
+            "class Solution:\n  def add(self, a, b): return a + b\n  def other(self): return 0",
+        ),
+    ],
+    ids=["HumanEval", "LiveCodeBench"],
+)
+def test_columns_beside_the_tests_say_what_is_called(tmp_path: Path, row: dict[str, Any], program: str):
+    rows = [row | {"prompt": f"add {n}"} for n in range(30)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    problem = task_named(f"{tmp_path / 'own.jsonl'}?verifier=python").problems(1, seed=0)[0]
+    assert verdict(program, problem).reward == 1.0
+    assert verdict(program.replace("+", "-"), problem).reward == 0.0
 
 
 def test_gold_programs_are_tried_before_the_first_step(tmp_path: Path):

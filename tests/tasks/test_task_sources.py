@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_too_few_questions_to_hold_some_out_is_one_sentence(monkeypatch: pytest.
 
 
 def test_json_text_brings_back_tuples_and_keys_that_are_no_text():
-    value = {"a": (1, [2, (3,)]), "b": {1: "x", (2, 3): None}, "c": [1.5, True]}
+    value = {"a": (1, [2, (3,)]), "b": {1: "x", (2, 3): None}, "c": [1.5, Fraction(1, 3)]}
     assert json_value(json_text(value)) == value
     assert json.loads(json.dumps(value["a"])) != value["a"]  # the control: plain JSON does not
 

@@ -60,6 +60,9 @@ def evaluate(
     chat_template_kwargs: Annotated[
         str, typer.Option(help="Options of the chat template, such as {enable_thinking: false}.")
     ] = "{}",
+    end_of_thinking: Annotated[
+        str | None, typer.Option(help="The mark that ends reasoning. Default: the run's own, else </think>.")
+    ] = None,
     chat: Annotated[bool, typer.Option(help="Ask by the tokenizer's chat template, if it has one.")] = True,
     batch_size: Annotated[int, typer.Option(help="Completions drawn side by side.")] = 256,
     trust_remote_code: Annotated[
@@ -89,6 +92,7 @@ def evaluate(
                 data_dir=data_dir,
                 instruction=instruction,
                 chat_template_kwargs=chat_template_kwargs,
+                end_of_thinking=end_of_thinking or _run_mark(run or Path(model or "")),
                 chat=chat,
                 batch_size=batch_size,
                 trust_remote_code=trust_remote_code,
@@ -100,6 +104,14 @@ def evaluate(
             raise said("eval", "interrupted; the same command goes on from here", code=130) from error
     print_text(results_md)
     print_text(f"files: {folder}/results.json, results.md, completions/")
+
+
+def _run_mark(folder: Path) -> str:
+    """The end of thinking of the run in a folder; the usual one where there is no run, or none of its own."""
+    from poise.tasks.embedded import END_OF_THINKING
+
+    settings = config_file(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
+    return str(settings.get("end_of_thinking") or END_OF_THINKING)
 
 
 def model_and_task(run: Path | None, model: str | None, task: str | None) -> tuple[str, str]:
@@ -140,6 +152,7 @@ def _evaluated(model: str, task: str, *, output: Path | None, split: str, **opti
     from poise.models.named import named_model, named_tokenizer
     from poise.rewards import Grader
     from poise.tasks.embedded import THINK
+    from poise.tasks.verifiers import opening_mark
 
     wanted: int = options["prompts"]
     if wanted < 1:
@@ -184,8 +197,9 @@ def _evaluated(model: str, task: str, *, output: Path | None, split: str, **opti
 
     if options["reward"]:
         return folder, _rewarded(evaluation, complete, task, tokenizer, options["reward"], chat_options)
-    opening = THINK if prompts[0].rstrip().endswith(THINK) else ""
-    with Grader(opening=opening) as grader, shown_progress() as show:
+    end = options["end_of_thinking"]
+    opening = THINK if prompts[0].rstrip().endswith((THINK, opening_mark(end))) else ""
+    with Grader(opening=opening, end_of_thinking=end) as grader, shown_progress() as show:
         evaluation.run(
             complete, grader.rewards, watch=lambda num_done: show("batches", num_done, evaluation.num_batches)
         )

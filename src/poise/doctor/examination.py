@@ -24,12 +24,11 @@ from poise.doctor.checks import Finding
 from poise.engines.trl import contract
 from poise.engines.trl.sampler_gap import sampled_logprobs
 from poise.features.rollout_features import end_of_thinking_ids
-from poise.tasks.graded_task import GradedTask
+from poise.tasks.graded_task import GARBAGE, GradedTask
 from poise.tasks.verifiers import FULL_MARKS
 from poise.train.config import RunSettings
 from poise.train.run import policy_trainer, tokenizer_and_task
 
-GARBAGE = ("", "I do not know.", "0 1 2 3 4 5 6 7 8 9", "</think>", "<answer></answer>", "\\boxed{}")
 SAMPLED_PROMPTS = 8
 WEIGHTS_A_TENSOR = 1_000
 OPTIMIZER_BYTES = 8

@@ -32,6 +32,24 @@ class CallTest:
     """Statements to run first."""
 
 
+@dataclass(frozen=True)
+class Made:
+    """An object of a class of the program's: what it was made of, or what its attributes are, in their order."""
+
+    name: str
+    given: list[Any]
+    named: dict[str, Any]
+
+    def is_made(self, value: Any) -> bool:
+        """Whether an object has all these attributes and no others."""
+        if isinstance(value, tuple) and not self.named:
+            return alike(value, tuple(self.given))
+        if not isinstance(value, Made) or value.name != self.name:
+            return False
+        wanted = dict(zip(value.named, self.given, strict=False)) | self.named
+        return len(self.given) + len(self.named) == len(wanted) and alike(value.named, wanted)
+
+
 def alike(value: Any, expected: Any) -> bool:
     """Whether Python calls two values equal, or would, were it not for the last digits of numbers with a fraction."""
     match expected:
@@ -138,6 +156,18 @@ class Asserts:
         match test:
             case ast.Constant(True):
                 return
+            case ast.BoolOp(ast.And(), parts):
+                for part in parts:
+                    self._assert(part)
+                return
+            case ast.Compare(asked, [ast.Eq()], [ast.Call(ast.Name(name), given, named)]) if (
+                name[:1].isupper()
+                and name not in MADE_OF
+                and not self._is_plain(asked)
+                and all(self._is_plain(each) for each in (*given, *(pair.value for pair in named if pair.arg)))
+            ):
+                made = Made(name, [*_items(given)], {str(pair.arg): _plain(pair.value) for pair in named})
+                return self._add(asked, made.is_made)
             case ast.Compare(
                 ast.Call(ast.Name("abs"), [ast.BinOp(asked, ast.Sub(), middle)]),
                 [ast.Lt() | ast.LtE() as within],

@@ -18,7 +18,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from poise.tasks.code_asserts import CallTest, UnreadableTestError
+from poise.tasks.code_asserts import CallTest, Made, UnreadableTestError
 from poise.tasks.code_test_forms import PrintTest, Tests, parsed_tests
 from poise.tasks.program_text import program_of, usual_imports
 from poise.tasks.sandbox import Limits, NotBegunError, program_run
@@ -161,6 +161,7 @@ MADE_BY: dict[str, Callable[[Any], Any]] = {
     "tuple": lambda items: tuple(_value(each) for each in items),
     "set": lambda items: {_value(each) for each in items},
     "deque": lambda items: deque(_value(each) for each in items),
+    "made": lambda given: Made(given[0], [], {name: _value(each) for name, each in given[1]}),
     "other": lambda _: object(),
 }
 

@@ -37,7 +37,9 @@ ANSWER_COLUMNS = (
     ),
 )
 OPTIONS_COLUMNS = ("choices", "options")
-TESTS_COLUMNS = ("tests", "test_list", "test_cases", "input_output")
+TESTS_COLUMNS = ("tests", "test_list", "test_cases", "input_output", "test", "public_test_cases")
+BESIDE_TESTS = ("entry_point", "fn_name", "func_name", "metadata", "test_setup_code", "test_imports")
+"""Columns that say of all tests of a row what they call and need."""
 OPTIONS = ("prompt", "answer", "domain", "split", "heldout", "config", "verifier", "tests", "instruction")
 VERIFIER_NAMES = ("math", "exact", "choice", "python")
 FILES = (".jsonl", ".json", ".parquet", ".csv")
@@ -163,7 +165,9 @@ class DataSet:
         verifier = self._verifier(place, row, _answer(answer))
         details: dict[str, Any] = {}
         if verifier == "python":
-            details = {"tests": _value(row, names["tests"])}
+            tests = _value(row, names["tests"])
+            beside = {name: row[name] for name in BESIDE_TESTS if row.get(name)}
+            details = {"tests": {"tests": tests, **beside} if beside else tests}
         elif verifier == "choice" and options:
             details = {"options": options.texts}
         domain = _value(row, names["domain"])

@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
 import yaml
@@ -155,7 +156,7 @@ def data_set(name: str, settings: Mapping[str, Any], *, seed: int, size: int) ->
 
 
 def json_text(value: Any) -> str:
-    """A value of plain types as JSON; tuples and mappings with keys that are no text come back as they were."""
+    """A value of plain types as JSON; tuples, fractions and mappings with other keys than text come back as they were."""
     return json.dumps(_tagged(value))
 
 
@@ -167,6 +168,8 @@ def json_value(text: str) -> Any:
 def _tagged(value: Any) -> Any:
     if isinstance(value, tuple):
         return {"__tuple__": [_tagged(each) for each in value]}
+    if isinstance(value, Fraction):
+        return {"__fraction__": str(value)}
     if isinstance(value, list):
         return [_tagged(each) for each in value]
     if isinstance(value, Mapping):
@@ -182,6 +185,8 @@ def _untagged(value: Any) -> Any:
     if isinstance(value, dict):
         if set(value) == {"__tuple__"}:
             return tuple(_untagged(each) for each in value["__tuple__"])
+        if set(value) == {"__fraction__"}:
+            return Fraction(value["__fraction__"])
         if set(value) == {"__pairs__"}:
             return {_untagged(key): _untagged(each) for key, each in value["__pairs__"]}
         return {key: _untagged(each) for key, each in value.items()}

@@ -129,6 +129,9 @@ def plain(value: Any) -> Any:
     for kind, name in KINDS.items():
         if isinstance(value, kind):
             return [name, [plain(each) for each in kind.__iter__(value)]]
+    if type(value).__module__ == "program" and isinstance(getattr(value, "__dict__", None), dict):
+        with suppress(RecursionError):
+            return ["made", [type(value).__name__, [[str(key), plain(each)] for key, each in vars(value).items()]]]
     name = type(value).__name__
     return [name, str(value)] if name in ("complex", "Decimal", "Fraction", "range") else ["other", ""]
 
