@@ -156,7 +156,7 @@ def data_set(name: str, settings: Mapping[str, Any], *, seed: int, size: int) ->
 
 
 def json_text(value: Any) -> str:
-    """A value of plain types as JSON; tuples, fractions and mappings with other keys than text come back as they were."""
+    """A value of plain types as JSON; tuples, fractions and keys that are no text come back as they were."""
     return json.dumps(_tagged(value))
 
 
