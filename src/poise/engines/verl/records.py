@@ -53,8 +53,10 @@ class RunRecords:
         for name, column in columns.items():
             self._kept.setdefault(name, []).extend(column)
 
-    def write(self, step: int, metrics: Mapping[str, Any], *, seconds: float, rollouts: int) -> None:
-        """Add the line of a step, and file its rollouts."""
+    def write(
+        self, step: int, metrics: Mapping[str, Any], *, seconds: float, rollouts: int, in_charge: Mapping[str, str]
+    ) -> None:
+        """Add the line of a step, with the evidence in charge of each domain, and file its rollouts."""
         self.rollouts += rollouts
         self._seconds += seconds
         line: dict[str, Any] = {"step": step, "rollouts": int(self.rollouts), "seconds": round(self._seconds, 3)}
@@ -64,6 +66,8 @@ class RunRecords:
             line[name] = float(value)
             if name in REPORTED:
                 line[REPORTED[name]] = float(value)
+        if in_charge:
+            line["in_charge"] = dict(in_charge)
         self.directory.append_metrics(line | validated(line))
         if self._kept:
             kept, self._kept = self._kept, {}

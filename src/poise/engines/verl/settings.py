@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import poise
+from poise.engines import options
 from poise.features.rollout_features import MEAN_ENTROPIES
 
 LOSS_NORMALIZATION = {
@@ -67,55 +68,22 @@ def checked_settings(config: DictConfig) -> PoiseSettings:
     for name in given:
         if name not in known:
             raise ValueError(f"the poise block has the options {', '.join(known)}; got {name!r}")
-    _check_reading(given.get("pool_tokens", 1), given.get("layers"))
+    options.check_reading(given.get("pool_tokens", 1), given.get("layers"), prefix="poise.")
     settings = PoiseSettings(**given)
-    _check_preset(settings)
-    _check_host(config)
-    preset, rollouts = settings.resolved_preset, config.actor_rollout_ref.rollout.n
-    if rollouts < 2 and preset.reads_siblings:
-        raise ValueError(
-            f"preset {settings.preset!r} reads a baseline from siblings: actor_rollout_ref.rollout.n must be at least "
-            f"2, got {rollouts}; with one rollout a prompt, poise.preset=poise-single reads the prompt and its history"
-        )
-    _check_update_share(config, settings)
-    return settings
-
-
-def _check_preset(settings: PoiseSettings) -> None:
     preset = settings.resolved_preset  # names an unknown preset or option
-    if preset.control:
-        raise ValueError(f"preset {settings.preset!r} is a biased control for comparisons: nothing is trained with it")
+    options.check_preset(preset, config.actor_rollout_ref.rollout.n, option="actor_rollout_ref.rollout.n")
     for name in preset.scalars:
         if name not in MEAN_ENTROPIES:
             raise ValueError(f"verl's workers read the scalars {', '.join(MEAN_ENTROPIES)}; got {name!r}")
-
-
-def _check_reading(pool_tokens: Any, layers: Any) -> None:
-    if not isinstance(pool_tokens, int) or pool_tokens < 1:
-        raise ValueError(f"hidden states are pooled over 1 token or more, got poise.pool_tokens={pool_tokens}")
-    if layers is None:
-        return
-    if not isinstance(layers, list) or not layers or not all(isinstance(each, int) and each >= 0 for each in layers):
-        raise ValueError(f"poise.layers is a list of decoder layers, counted from 0; got {layers}")
-
-
-def _check_update_share(config: DictConfig, settings: PoiseSettings) -> None:
-    share, actor = settings.update_share, config.actor_rollout_ref.actor
-    if not isinstance(share, int | float) or not 0 < share <= 1:
-        raise ValueError(f"poise.update_share must lie above 0 and be at most 1, got {share}")
-    if share == 1:
-        return
-    if loss_normalization(config) != "constant":
-        raise ValueError(
-            "poise.update_share below 1 leaves the gradient unbiased only under a loss with a constant normaliser, "
-            f"such as loss_agg_mode seq-mean-token-sum-norm; got {aggregation(config)!r}"
-        )
-    if actor.use_kl_loss or actor.entropy_coeff:
-        raise ValueError(
-            "poise.update_share below 1 draws rollouts by their advantages, and a term without them would be wrong: "
-            f"actor.use_kl_loss must be false and actor.entropy_coeff 0, got {actor.use_kl_loss} and "
-            f"{actor.entropy_coeff}"
-        )
+    _check_host(config)
+    actor = config.actor_rollout_ref.actor
+    options.check_update_share(
+        settings.update_share,
+        normalization=loss_normalization(config),
+        loss=_loss(config),
+        other_terms={name: actor[name] for name in ("use_kl_loss", "entropy_coeff") if actor[name]},
+    )
+    return settings
 
 
 def _check_host(config: DictConfig) -> None:
@@ -161,19 +129,18 @@ def loss_normalization(config: DictConfig) -> str:
     return LOSS_NORMALIZATION[aggregation(config)]
 
 
+def _loss(config: DictConfig) -> str:
+    """The option that says how the loss is averaged, with its value."""
+    loss = config.actor_rollout_ref.actor.policy_loss.loss_mode
+    if loss in LOSS_MODES:
+        return f"the loss {loss!r}, whatever loss_agg_mode says,"
+    return f"loss_agg_mode {aggregation(config)!r}"
+
+
 def sources_of_bias(config: DictConfig, settings: PoiseSettings) -> list[str]:
     """Why the policy gradient is not exactly unbiased even in the first minibatch; empty where it is."""
-    actor, sources = config.actor_rollout_ref.actor, []
-    loss = actor.policy_loss.loss_mode
-    if not settings.resolved_preset.exact:
-        sources.append(f"the baseline {settings.preset!r} depends on the rollout that it is subtracted from")
-    said = f"the loss {loss!r}" if loss in LOSS_MODES else f"loss_agg_mode {aggregation(config)!r}"
-    if loss_normalization(config) == "token":
-        sources.append(f"{said} divides by a number of sampled tokens, a bias of order 1 / rollouts")
-    if loss_normalization(config) == "sequence":
-        ignored = ", whatever loss_agg_mode says" if loss in LOSS_MODES else ""
-        sources.append(f"{said} divides every rollout by its own length{ignored}, a bias with any baseline")
-    if loss == "geo_mean":
+    sources = options.sources_of_bias(settings.resolved_preset, loss_normalization(config), loss=_loss(config))
+    if config.actor_rollout_ref.actor.policy_loss.loss_mode == "geo_mean":
         sources.append("the loss 'geo_mean' averages over the rows of a micro-batch, not over those of the minibatch")
     if config.algorithm.filter_groups.enable:
         sources.append("algorithm.filter_groups chooses prompts by the rewards of the rollouts that are trained on")

@@ -30,6 +30,7 @@ from verl.utils.config import omega_conf_to_dataclass
 
 import poise
 from poise.batch import prompt_id
+from poise.engines.options import fitted_for
 from poise.engines.verl.bus_rows import (
     bus_rows,
     mean_rewards,
@@ -81,17 +82,16 @@ class PoiseTrainer(PoiseUpdate):
         if self.processor is not None:
             self._leave_images_out()
         self._tell_reward_how_prompts_end()
-        model = omega_conf_to_dataclass(self.config.actor_rollout_ref.model).hf_config.get_text_config()
-        self._layers = checked_layers(self.settings.layers, depth=model.num_hidden_layers)
-        self._fitted_for = {
-            "model_type": model.model_type,
-            "hidden_size": model.hidden_size,
-            "num_hidden_layers": model.num_hidden_layers,
-            "layers": self._layers,
-            "pool_tokens": self.settings.pool_tokens,
-            "end_of_thinking": self.settings.end_of_thinking,
-            "weights_divided_by_length": loss_normalization(self.config) == "sequence",
-        }
+        model = omega_conf_to_dataclass(self.config.actor_rollout_ref.model).hf_config
+        depth = model.get_text_config().num_hidden_layers
+        self._layers = checked_layers(self.settings.layers, depth=depth)
+        self._fitted_for = fitted_for(
+            model,
+            layers=self._layers,
+            pool_tokens=self.settings.pool_tokens,
+            end_of_thinking=self.settings.end_of_thinking,
+            normalization=loss_normalization(self.config),
+        )
         self._restore_baseline()
 
     def _leave_images_out(self) -> None:
@@ -302,7 +302,14 @@ class PoiseTrainer(PoiseUpdate):
         super()._compute_metrics(batch, metrics, timing_raw, *rest, **named)
         rollouts = len(rollout_rows(batch.keys, batch.tags).uids)
         assert self._records is not None
-        self._records.write(self.global_steps, metrics, seconds=timing_raw.get("step", 0.0), rollouts=rollouts)
+        assert self.last_step is not None
+        self._records.write(
+            self.global_steps,
+            metrics,
+            seconds=timing_raw.get("step", 0.0),
+            rollouts=rollouts,
+            in_charge=self.last_step.in_charge,
+        )
 
     def _val_metrics_update(
         self,
