@@ -3,6 +3,7 @@
 It prints a table with one sentence a check; exit code 1 if one fails, 2 if the run could not begin at all.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,39 +37,47 @@ def doctor(
     """Examine a run before it begins: sampling, tokens, updates, rewards, memory, disk, versions.
 
     poise doctor [RUN] [OPTIONS OF poise train]
+    poise doctor OPTION=VALUE ...
 
     RUN is a yaml file of settings, or the folder of a run, whose metrics are read too. Default: the embedded model.
+    The second form takes the options of poise-verl.
     """
     # Not declared as an argument: of options that it does not know, typer would take the first for it.
     given = list(context.args)
-    run = Path(given.pop(0)) if given and not given[0].startswith("--") else None
     table = Table("check", "", "finding", box=None, padding=(0, 1))
     failed = False
     with quiet_hosts():
         try:
-            for finding in _findings(run, extra_options(given), output):
+            for finding in _findings(given, output):
                 if console.is_terminal:
                     console.print(f"checked {finding.check}", style="dim")
                 table.add_row(finding.check, Text(finding.level, style=COLOURS[finding.level]), finding.sentence)
                 failed = failed or finding.level == "fail"
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ModuleNotFoundError) as error:
             raise said("doctor", error, code=2) from error
     console.print(table)
     if failed:
         raise typer.Exit(1)
 
 
-def _findings(run: Path | None, of_line: dict[str, Any], output: Path) -> Any:
-    """Of the settings, and of the metrics where a run has some."""
+def _findings(given: list[str], output: Path) -> Any:
+    """Of the options of one command or the other, and of the metrics where a run has some."""
+    if given and (given[0].startswith("--config-dir") or re.match(r"[+~]*[\w.@/]+=", given[0])):
+        from poise.doctor.verl_run import findings as verl_findings
+
+        yield from verl_findings(given)
+        return
     from poise.doctor.checks import Finding
     from poise.doctor.examination import findings
     from poise.report.alarms import alarms
     from poise.storage.run_directory import RunDirectory
     from poise.train.config import run_settings
 
+    run = Path(given.pop(0)) if given and not given[0].startswith("--") else None
     folder = RunDirectory(run) if run is not None and run.is_dir() else None
     config = folder.config if folder is not None else run
-    yield from findings(run_settings(config_file(config) if config is not None else {}, of_line), output)
+    settings = run_settings(config_file(config) if config is not None else {}, extra_options(given))
+    yield from findings(settings, output)
     if folder is not None and folder.metrics.is_file():
         lines = folder.read_metrics()
         found = alarms(lines)

@@ -1,7 +1,9 @@
 """A run of `poise-verl`: verl's own command, with poise's trainer and with everything checked before Ray is started."""
 
+import argparse
 import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import entry_points, version
 from os import getenv
@@ -99,7 +101,7 @@ def completed(config: DictConfig) -> DictConfig:
 
 
 def check(config: DictConfig) -> PoiseSettings:
-    """Everything that can be told from the configuration alone; what biases the gradient is printed.
+    """Everything that can be told from the configuration alone.
 
     Raises:
         ValueError: If poise or verl cannot serve the configuration.
@@ -116,8 +118,6 @@ def check(config: DictConfig) -> PoiseSettings:
         )
     except (OmegaConfBaseException, AssertionError) as error:
         raise ValueError(first_line(error)) from error
-    for source in sources_of_bias(config, settings):
-        print(spelled_out(f"poise: the policy gradient is not exactly unbiased: {source}"))
     return settings
 
 
@@ -135,12 +135,36 @@ def composed_run(config: DictConfig) -> None:
         print(message)
     auto_set_device(config)
     try:
-        check_machine(config, check(config))
+        settings = check(config)
+        check_machine(config, settings)
     except (ValueError, OSError) as error:
         refuse(first_line(error))
+    for source in sources_of_bias(config, settings):
+        print(spelled_out(f"poise: the policy gradient is not exactly unbiased: {source}"))
     folder = Path(config.trainer.default_local_dir).absolute()
     print(spelled_out(f"poise: checkpoints, metrics.jsonl and rollouts go to {folder}: `poise report` shows them"))
     run_ppo(completed(config), task_runner_class=ray.remote(PoiseTaskRunner))
+
+
+def composed_options(options: Sequence[str]) -> DictConfig:
+    """The configuration that the command would run with, by the options of its line.
+
+    Raises:
+        ValueError: If they cannot be composed.
+    """
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--config-dir", type=Path)
+    known, overrides = parser.parse_known_args(options)
+    if known.config_dir is not None:
+        path = f"[pkg://verl.trainer.config,file://{known.config_dir.absolute()}]"
+        overrides.append(f"hydra.searchpath={path}")
+    try:
+        with hydra.initialize_config_module("poise.engines.verl.config", version_base=None):
+            config = hydra.compose("poise_ppo", overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(first_line(error)) from error
+    auto_set_device(config)
+    return config
 
 
 def run() -> None:
