@@ -3,8 +3,10 @@
 Ray is not started and no weight is loaded: what only a running policy shows is not looked at.
 """
 
+import io
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,8 @@ def findings(options: Sequence[str]) -> Iterator[Finding]:
         from poise.engines.verl.machine import check_machine
         from poise.engines.verl.settings import sources_of_bias
     config = composed_options(options)
-    settings = check(config)
+    with redirect_stdout(io.StringIO()):  # verl says of each check that it has passed
+        settings = check(config)
     yield Finding("options", "ok", "poise and verl can serve them")
     check_machine(config, settings)
     yield Finding("machine", "ok", "files, columns, model, sampler, loggers and reward function are there")

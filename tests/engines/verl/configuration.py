@@ -1,6 +1,13 @@
 """What a run is asked for in tests: `poise-verl`'s configuration with overrides, as its command composes it."""
 
-from hydra import compose, initialize_config_dir, initialize_config_module
+from copy import deepcopy
+from functools import cache
+
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+MODULE = "poise.engines.verl.config"
 
 SMALL = [
     "actor_rollout_ref.model.path=nowhere",
@@ -15,12 +22,20 @@ SMALL = [
 ]
 
 
-def composed(*overrides, name="poise_ppo", folder=None):
-    """The configuration `name`, of the package or of a folder."""
-    given = {"version_base": None}
-    with (
-        initialize_config_module("poise.engines.verl.config", **given)
-        if folder is None
-        else initialize_config_dir(str(folder), **given)
-    ):
-        return compose(name, overrides=list(overrides))
+@cache
+def defaults():
+    """The whole configuration with nothing overridden: hydra takes a second for it."""
+    with initialize_config_module(MODULE, version_base=None):
+        return compose("poise_ppo")
+
+
+def composed(*overrides):
+    """The configuration with overrides."""
+    given = [OverridesParser.create().parse_override(override) for override in overrides]
+    if any("recipes" in each.key_or_group or "searchpath" in each.key_or_group for each in given):
+        with initialize_config_module(MODULE, version_base=None):
+            return compose("poise_ppo", overrides=list(overrides))
+    config = deepcopy(defaults())
+    for each in given:
+        OmegaConf.update(config, each.key_or_group, each.value(), force_add=each.is_add())
+    return config

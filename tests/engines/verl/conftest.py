@@ -17,7 +17,7 @@ ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # Ray's own 15 starves on a machine with other work
     "RAY_memory_monitor_refresh_ms": "0",  # which ends these processes when others fill the machine
     "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray writes one into the user's home
-    "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+    "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, [os.getenv("PYTHONPATH")])]),
 }
 os.environ.update(ENVIRONMENT)
 

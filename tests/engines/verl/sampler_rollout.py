@@ -12,6 +12,7 @@ import ray
 import torch
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY, BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry, TokenOutput
+from verl.workers.rollout.utils import ensure_async_iterator
 
 NAME = "sampler"
 TOKENS, TOKENS_AT_ONCE = 8, 4
@@ -73,7 +74,7 @@ class SamplerServer:
     async def resume_generation(self):
         self.interrupted = False
 
-    wake_up = sleep = clear_kv_cache = nothing
+    wake_up = sleep = clear_kv_cache = release_kv_cache = resume_kv_cache = nothing
 
 
 class SamplerReplica(RolloutReplica):
@@ -85,7 +86,11 @@ class SamplerReplica(RolloutReplica):
 
 
 class SamplerAdapter(BaseRollout):
-    """In every trainer process: hands the actor's weights to the server of its rank."""
+    """In every trainer process, or beside a server of its own: hands the actor's weights to that server."""
+
+    def __init__(self, config, model_config, device_mesh, replica_rank=None):
+        super().__init__(config, model_config, device_mesh)
+        self.replica_rank = torch.distributed.get_rank() if replica_rank is None else replica_rank
 
     async def resume(self, tags):
         return None
@@ -94,8 +99,8 @@ class SamplerAdapter(BaseRollout):
         return None
 
     async def update_weights(self, weights, wire_format="named_tensors", global_steps=None, **named):
-        state = {name: tensor.detach().float().cpu().clone() for name, tensor in weights}
-        server = ray.get_actor(server_name(torch.distributed.get_rank()))
+        state = {name: tensor.detach().float().cpu().clone() async for name, tensor in ensure_async_iterator(weights)}
+        server = ray.get_actor(server_name(self.replica_rank))
         await asyncio.wrap_future(server.update.remote(state, global_steps).future())
 
 

@@ -52,6 +52,10 @@ class WorkerGroup:
 
     def __init__(self, bus, worker):
         self.bus, self.worker, self._dispatch_info, self.asked = bus, worker, {"actor": [0, 1]}, []
+        self.saved = []
+
+    def save_model_to_cpu(self, number):  # in `separate_async`
+        self.saved.append(number)
 
     def compute_log_prob(self, batch):
         rows = self.bus.kv_batch_get(batch.keys, batch.partition_id, batch.fields)
@@ -63,7 +67,7 @@ class WorkerGroup:
         return batch
 
 
-def trainer_on(bus, worker, policy_folder, *overrides):
+def trainer_on(bus, worker, policy_folder, *overrides, mode="sync"):
     config = composed(
         *SMALL,
         f"actor_rollout_ref.model.path={policy_folder}",
@@ -77,13 +81,13 @@ def trainer_on(bus, worker, policy_folder, *overrides):
         f"poise.end_of_thinking='{END_OF_THINKING}'",
         *overrides,
     )
-    made = engine.PoiseTrainerSync(config)
+    made = engine.TRAINERS[mode](config)
     made._init_tokenizer()
-    made.actor_rollout_wg, made.global_steps = WorkerGroup(bus, worker), 1
+    made.actor_rollout_wg, made.global_steps, made.local_trigger_step = WorkerGroup(bus, worker), 1, 0
     return made
 
 
-def put(bus, step, number):
+def put(bus, step, number, n=2):
     """The rows of a step as verl's agent loop leaves them; siblings share a uid, equal prompts of two draws do not."""
     rollouts = rollout_batch(step.prompt_ids, step.completion_ids, None)
     names = ("input_ids", "position_ids", "prompts", "responses", "response_mask", "loss_mask")
@@ -93,14 +97,14 @@ def put(bus, step, number):
         scores.append(torch.tensor([0.0] * (len(row) - 1) + [reward]))
     fields["rm_scores"] = torch.nested.as_nested_tensor(scores, layout=torch.jagged)
     batch = TensorDict(fields, batch_size=len(step.prompts))
-    uids = [f"draw{number}-{row // 2}" for row in range(len(step.prompts))]
+    uids = [f"draw{number}-{row // n}" for row in range(len(step.prompts))]
     tu.assign_non_tensor(
         batch,
         uid=uids,
         raw_prompt=step.prompts,
         data_source=step.domains,
     )
-    keys = [f"{uid}_{row % 2}_0" for row, uid in enumerate(uids)]
+    keys = [f"{uid}_{row % n}_0" for row, uid in enumerate(uids)]
     tags = [{"seq_len": len(p) + len(c)} for p, c in zip(step.prompt_ids, step.completion_ids, strict=True)]
     bus.kv_batch_put(keys, "train", batch, tags)
     return keys
@@ -120,10 +124,10 @@ def advantages_of(trainer, bus, keys, seed=0):
         batch.keys, *(rows[name].unbind() for name in ("advantages", "returns", "response_mask")), strict=True
     ):
         assert torch.equal(advantages, returns)
-        sampled = advantages[mask.bool()]
+        of_policy = advantages[mask.bool()]
         assert (advantages[~mask.bool()] == 0).all()
-        assert (sampled == sampled[:1]).all()
-        found[key] = sampled[0].item() if len(sampled) else None
+        assert (of_policy == of_policy[:1]).all()
+        found[key] = of_policy[0].item() if len(of_policy) else None
     return found, batch, metrics
 
 
@@ -173,18 +177,66 @@ def test_a_rollout_whose_sibling_failed_gets_no_advantage_where_only_siblings_te
     assert metrics["poise/alone_share"] == pytest.approx(1 / 15)
 
 
-def test_one_rollout_a_prompt_trains_on_prompt_and_history(bus, worker, policy_folder):
-    steps = recorded_steps()
-    trainer = trainer_on(bus, worker, policy_folder, "poise.preset=prompt-only", "actor_rollout_ref.rollout.n=1")
-    library = poise.OnlineBaseline(poise.preset("prompt-only"))
-    for number, step in enumerate(steps):
-        keys = put(bus, step, number)[::2]
-        found, _, _ = advantages_of(trainer, bus, keys)
-        features = poise.Features(
-            *(getattr(step.features, name)[::2] for name in ("prompt", "completion", "entropies", "missing"))
+def sampled(step, n):
+    """The step's prompts with `n` rollouts each."""
+    rows = [(row, (3 * row + session) % 16) for row in range(0, 16, 2) for session in range(n)]
+    fields = {name: [getattr(step, name)[row] for row, _ in rows] for name in ("prompts", "domains", "prompt_ids")}
+    completion_ids = [step.completion_ids[other] for _, other in rows]
+    return SimpleNamespace(
+        **fields, completion_ids=completion_ids, reward_tensor=step.reward_tensor[[other for _, other in rows]]
+    )
+
+
+def read_features(bus, keys):
+    """What was read of each rollout: held against all hidden states in test_verl_reading.py."""
+    read = [torch.stack([bus.rows[key][name] for key in keys]) for name in FIELDS]
+    return poise.Features(*read[:3], read[3].bool()), read[4][:, 0].double()
+
+
+ELSEWHERE = [
+    "trainer.v1.separate_async.parameter_sync_step=1",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "actor_rollout_ref.rollout.nnodes=1",
+    "actor_rollout_ref.rollout.n_gpus_per_node=1",
+    "actor_rollout_ref.rollout.checkpoint_engine.backend=nccl",
+]
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("sync", []),
+        ("sync", ["poise.update_share=0.5"]),
+        ("colocate_async", []),
+        ("separate_async", ELSEWHERE),
+    ],
+    ids=["sync", "a share", "colocate_async", "separate_async"],
+)
+def test_any_number_of_rollouts_in_any_mode_gets_the_librarys_advantages(mode, options, n, bus, worker, policy_folder):
+    preset = "poise-single" if n == 1 else PRESET
+    options = [
+        *options,
+        f"poise.preset={preset}",
+        f"actor_rollout_ref.rollout.n={n}",
+        f"trainer.v1.trainer_mode={mode}",
+    ]
+    trainer = trainer_on(bus, worker, policy_folder, *options, mode=mode)
+    library = poise.OnlineBaseline(poise.preset(preset))
+    for number, recorded in enumerate(recorded_steps()):
+        step = sampled(recorded, n)
+        keys = put(bus, step, number, n)
+        found, _, metrics = advantages_of(trainer, bus, keys, seed=number)
+        features, weights = read_features(bus, keys)
+        expected = library.step(
+            features, step.reward_tensor, prompts=step.prompts, domains=step.domains, weights=weights
         )
-        expected = library.step(features, step.reward_tensor[::2], prompts=step.prompts[::2], domains=step.domains[::2])
-        assert_close(torch.tensor([found[key] for key in keys]).double(), expected.advantages, atol=1e-5, rtol=0)
+        assert_close(torch.tensor([found[key] for key in keys]).double(), expected.advantages, atol=1e-6, rtol=0)
+        assert metrics["poise/lost_share"] == 0
+        if options[0] == "poise.update_share=0.5":
+            sizes = torch.tensor([trainer._gradient_sizes[key] for key in keys], dtype=torch.float64)
+            assert_close(sizes, expected.advantages.abs() * weights.sqrt(), atol=1e-6, rtol=0)
+    assert trainer.actor_rollout_wg.saved == ([0] * 2 if mode == "separate_async" else [])
 
 
 def test_a_session_of_several_outputs_is_one_rollout(bus, worker, policy_folder):

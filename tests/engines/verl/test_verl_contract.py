@@ -32,6 +32,7 @@ METHODS = {
     (PPOTrainer, "__init__"): ["self", "config"],
     (PPOTrainer, "_init_tokenizer"): ["self"],
     (PPOTrainer, "_init_dataloader"): ["self"],
+    (PPOTrainer, "_setup"): ["self"],
     (PPOTrainer, "_init_resource_pool_mgr"): ["self"],
     (PPOTrainer, "_compute_old_log_prob"): ["self", "batch", "metrics"],
     (PPOTrainer, "_compute_advantage"): ["self", "batch", "metrics"],

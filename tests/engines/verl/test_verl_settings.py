@@ -13,7 +13,10 @@ import yaml
 from configuration import SMALL, composed
 from datasets import Dataset
 from omegaconf import OmegaConf
+from typer.testing import CliRunner
 
+from poise.cli import app
+from poise.doctor.verl_run import memory_finding
 from poise.engines.verl import command as main
 from poise.engines.verl.main import main as poise_verl
 from poise.engines.verl.settings import (
@@ -30,7 +33,7 @@ RUNS = [name for name in RECIPES if name not in ("math_evaluation", "dapo_math_p
 
 REFUSALS = {
     "poise.preset=poize": "presets are poise, .*; got 'poize'",
-    "poise.preset=same-rollout": "preset 'same-rollout' is a biased control",
+    "poise.preset=same-rollout": "the baseline 'same-rollout' is a rollout's own value: its gradient is biased",
     "+poise.preset_options.scalars=[answer_share]": "workers read the scalars .*; got 'answer_share'",
     "+poise.preset_options.window=8": "has the fields .*; got 'window'",
     "+poise.layer=3": "the poise block has the options .*; got 'layer'",
@@ -41,7 +44,7 @@ REFUSALS = {
     "poise.layers=[]": "a list of decoder layers, counted from 0; got ..",
     "algorithm.adv_estimator=grpo": "algorithm.adv_estimator must be 'poise', got 'grpo'",
     "algorithm.rollout_correction.bypass_mode=true": "bypass_mode=True skips that pass",
-    "actor_rollout_ref.rollout.n=1": "rollout.n must be at least 2, got 1; with one rollout a prompt, .*=poise-single",
+    "actor_rollout_ref.rollout.n=1": "rollout.n must be at least 2, got 1 .presets that need no .*poise-single",
     "critic.enable=true": "critic.enable must not be true",
     "trainer.use_v1=false": "trainer.use_v1 must be true",
     "trainer.v1.trainer_mode=later": "modes sync, colocate_async, separate_async; got .*'later'",
@@ -168,6 +171,23 @@ def test_a_good_run_reaches_ray_with_its_reward_guarded(whole, monkeypatch):
     assert list(seen[0].trainer.logger) == ["console", "wandb"]
 
 
+def test_the_doctor_examines_a_run_on_verl(whole, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    options, _ = whole
+    examined = CliRunner().invoke(app, ["doctor", *options, "actor_rollout_ref.rollout.top_p=0.9"])
+    assert examined.exit_code == 0, examined.output
+    found = dict(line.split()[:2] for line in examined.output.splitlines() if line.strip())
+    expected = dict.fromkeys(("options", "machine", "versions", "gradient", "temperature", "memory", "disk"), "ok")
+    assert found | expected | {"sampling": "warn"} == found
+
+
+@pytest.mark.parametrize(
+    ("actor", "card", "offloaded", "level"), [(29, 80, False, "fail"), (29, 80, True, "ok"), (8, 80, False, "ok")]
+)
+def test_the_doctor_counts_actor_and_sampler_together(actor, card, offloaded, level):
+    assert memory_finding(actor * 2.0**30, 0.7, card=card * 2.0**30, offloaded=offloaded).level == level
+
+
 def test_help_is_poises_own_and_short(capsys):
     poise_verl(["--help"])
     shown = capsys.readouterr().out
@@ -228,7 +248,8 @@ def test_losses_that_divide_by_the_length_are_known_whatever_the_mode_says(loss)
     config = composed(*SMALL, f"actor_rollout_ref.actor.policy_loss.loss_mode={loss}")
     settings = checked_settings(config)
     assert loss_normalization(config) == "sequence"
-    assert sources_of_bias(config, settings)[0].startswith(f"the loss '{loss}' divides every rollout by its own length")
+    said = f"the loss '{loss}', whatever loss_agg_mode says, divides every rollout by its own length"
+    assert sources_of_bias(config, settings)[0].startswith(said)
     with pytest.raises(ValueError, match="unbiased only under a loss with a constant normaliser"):
         checked_settings(composed(*SMALL, "poise.update_share=0.5", "actor_rollout_ref.actor.loss_agg_mode=token-mean"))
 
@@ -262,8 +283,10 @@ def test_recipes_pass_poises_and_verls_checks(name, monkeypatch):
     config.trainer.device = "cpu"
     main.check(config)
     OmegaConf.resolve(config)
-    assert config.actor_rollout_ref.rollout.val_kwargs.n == 32
-    assert len(config.data.val_files) == 8
+    files, samples = (12, 1) if name.startswith("guru") else (8, 32)
+    assert len(config.data.val_files) == files
+    assert config.actor_rollout_ref.rollout.val_kwargs.n == samples
+    assert config.data.seed == 42
     assert config.actor_rollout_ref.rollout.n == 2
     published = name.endswith(("_paper", "_released"))
     assert (config.poise.preset == "poise") is not published
