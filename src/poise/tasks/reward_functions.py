@@ -35,20 +35,7 @@ def reward_function(spec: str) -> RewardFunction:
         ValueError: If it has another form, cannot be imported, or is no function.
     """
     place, _, query = spec.partition("?")
-    module_name, separator, name = place.rpartition(":")
-    if not (separator and module_name and name.isidentifier()):
-        raise ValueError(f"a reward needs the form package.module:function or path.py:function, got {spec!r}")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = _module_of_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
-    except Exception as error:
-        raise ValueError(f"reward {spec!r} cannot be imported: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [each for each, value in vars(module).items() if inspect.isfunction(value) and not each.startswith("_")]
-        raise ValueError(f"module {module_name} has no function {name!r}: it has {', '.join(known) or 'none'}")
+    function = imported(place, what="reward")
     options: dict[str, Any] = {}
     for part in filter(None, query.split("&")):
         option, separator, text = part.partition("=")
@@ -56,6 +43,38 @@ def reward_function(spec: str) -> RewardFunction:
             raise ValueError(f"options of a reward need the form ?name=value&name=value, got {part!r} in {spec!r}")
         options[option] = yaml.safe_load(text)
     return functools.wraps(function)(functools.partial(function, **options)) if options else function
+
+
+def imported(spec: str, *, what: str) -> Any:
+    """The function or class that a text names; modules of the working directory are found too.
+
+    Args:
+        spec: "package.module:name" or "path.py:name".
+        what: It is to be, for the sentences of errors.
+
+    Raises:
+        ValueError: If it has another form, cannot be imported, or is neither.
+    """
+    module_name, separator, name = spec.rpartition(":")
+    if not (separator and module_name and name.isidentifier()):
+        raise ValueError(f"a {what} needs the form package.module:function or path.py:function, got {spec!r}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = _module_of_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
+    except Exception as error:
+        raise ValueError(f"{what} {spec!r} cannot be imported: {type(error).__name__}: {error}") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        kinds = inspect.isfunction, inspect.isclass
+        known = [
+            each
+            for each, value in vars(module).items()
+            if any(kind(value) for kind in kinds) and value.__module__ == module.__name__ and not each.startswith("_")
+        ]
+        raise ValueError(f"module {module_name} has no function {name!r}: it has {', '.join(known) or 'none'}")
+    return found
 
 
 def _module_of_file(path: str) -> Any:

@@ -2,19 +2,23 @@
 
 import inspect
 import json
+import re
+from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from poise.cli import app
 from poise.cli.compare import compare
 from poise.cli.study import study
-from poise.lab.compare.arms import ARMS
+from poise.lab.compare.arms import ARMS, MethodRecipe
 from poise.lab.compare.pages import write_results
 from poise.lab.compare.plan import FIRST_TUNING_SEED, Comparison, Conditions, Run
 from poise.lab.compare.schedule import RunFailed, Schedule, best_learning_rate, next_learning_rate
 from poise.lab.study.settings import StudySettings
-from poise.presets import PRESETS
+from poise.online import OnlineBaseline
+from poise.presets import PRESETS, Preset
 from poise.storage.run_directory import RunDirectory
 
 pytestmark = [
@@ -45,9 +49,71 @@ def test_arms_differ_in_what_they_are_and_share_all_else():
     for name in (*shared, "disable_dropout", "shuffle_dataset", "optim", "max_steps"):
         assert len({str(getattr(config, name)) for config in configs.values()}) == 1, name
     assert [configs[name].num_generations for name in configs] == [2, 8, 8, 2]
+    alone = ("poise-single", "running-mean", "spo", "remax", "critic-single")
+    assert {Run(name, 1e-3, 0).config(CONDITIONS, "unused").num_generations for name in alone} == {1}
     assert (configs["grpo"].loss_type, configs["grpo"].scale_rewards) == ("grpo", "group")
     assert (configs["dapo"].loss_type, configs["dapo"].epsilon_high) == ("dapo", 0.28)
     assert configs["grpo"].epsilon_high in (None, 0.2)
+
+
+PAGE = (Path(__file__).parents[3] / "docs/compare.md").read_text()
+HALF = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+MORE = """
+
+class Needy(Half):
+    needs_features = weighted = True
+    group_size = 4
+
+
+class Demanding(Half):
+    def __init__(self, number):
+        self.number = number
+
+
+class Nothing:
+    pass
+
+
+class Endless(Half):
+    group_size = 0
+"""
+
+
+def test_the_entry_of_the_page_is_an_arm_of_at_most_thirty_lines(tmp_path):
+    (tmp_path / "mine.py").write_text(HALF)
+    assert len(HALF.splitlines()) <= 30
+    spec = f"{tmp_path}/mine.py:Half"
+    run = Run(spec, 1e-3, 0)
+    config = run.config(CONDITIONS, "unused")
+    assert (config.num_generations, config.preset) == (2, "none")
+    baseline = OnlineBaseline(Preset("mine", MethodRecipe(spec)))
+    step = baseline.step(None, torch.tensor([1.0, 0, torch.nan, 1]), prompts=["a", "a", "a", "b"])
+    assert step.baselines.tolist() == [0, 0.5, 0.25, 0.25]
+    before = run.name  # another version of the file is another arm, with a folder of its own
+    (tmp_path / "mine.py").write_text(HALF.replace("/ 2", "/ 3"))
+    assert before.startswith("Half-")
+    assert before != run.name
+
+
+def test_a_method_says_what_has_to_be_read_for_it(tmp_path):
+    (tmp_path / "mine.py").write_text(HALF + MORE)
+    needy = Run(f"{tmp_path}/mine.py:Needy", 1e-3, 0).config(CONDITIONS, "unused")
+    assert (needy.num_generations, needy.needs_pass) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("Nothing", "is no method: it needs step, state_dict and load_state_dict"),
+        ("Demanding", "must be made without arguments"),
+        ("Endless", "group_size of .* must be a whole number of rollouts a prompt, got 0"),
+        ("Gone", "has no function 'Gone': it has Half, Needy, Demanding, Nothing, Endless"),
+    ],
+)
+def test_what_is_no_method_is_refused(tmp_path, name, sentence):
+    (tmp_path / "mine.py").write_text(HALF + MORE)
+    with pytest.raises(ValueError, match=sentence):
+        comparison(f"{tmp_path}/mine.py:{name}", "poise")
 
 
 def test_a_twin_differs_in_the_seed_of_sampling_alone():
@@ -247,6 +313,7 @@ def test_other_conditions_in_the_same_folder_are_refused(tmp_path):
 
 BAD = [
     (["--arms", "poise,dappo"], "got 'dappo'"),
+    (["--arms", "poise,gone.py:Mine"], "method 'gone.py:Mine' cannot be imported: FileNotFoundError: there is no file"),
     (["--batch-rollouts", "100", "--arms", "poise,grpo"], "100 are no whole groups of 8, which grpo needs"),
     (["--seeds", "1"], "an interval over seeds needs 2 seeds or more, got 1"),
     (["--arms", "poise,poise"], "every arm stands once"),

@@ -55,7 +55,7 @@ def test_every_arm_trains_the_adapter_that_is_asked_for(tmp_path, tokenizer):
 def test_all_arms_have_the_same_prompts_weights_rollouts_and_updates(tmp_path, tokenizer):
     seen = {}
     with closing(GradedTask("embedded", tokenizer=tokenizer)) as task:
-        for arm in ("poise", "grpo", "dapo", "critic"):
+        for arm in ("poise", "grpo", "dapo", "critic", "critic-single", "running-mean", "spo", "remax", "poise-single"):
             trainer = trainer_of(Run(arm, 1e-3, 5), CONDITIONS, tokenizer, task, tmp_path)
             size = trainer.num_generations
             batches = iter(trainer.get_train_dataloader())

@@ -2,14 +2,12 @@
 
 It reads the prompt alone. The critic of earlier steps gives the values, and only then does it learn from this batch, so
 that a baseline is independent of the rollout it is subtracted from.
-
-Dimensions: N rollouts, P columns of prompts.
 """
 
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any
 
-from jaxtyping import Int
 from torch import Tensor, nn
 
 from poise.baselines import Recipe, Step, step_of
@@ -40,7 +38,7 @@ class CriticRecipe(Recipe):
 
 
 class CriticBaseline:
-    """The method of a `CriticRecipe`; `read` comes before each `step`.
+    """The method of a `CriticRecipe`; `look` comes before each `step`.
 
     Attributes:
         extra_bytes: Parameters, gradients and optimizer state of the critic, after the first step.
@@ -53,15 +51,16 @@ class CriticBaseline:
         self._sequences: list[list[int]] = []
         self._steps = 0
 
-    def read(self, prompt_ids: Int[Tensor, "N P"], prompt_mask: Int[Tensor, "N P"]) -> None:
-        """Show the prompts of the batch that the next `step` is about."""
-        self._sequences = [row[kept].tolist() for row, kept in zip(prompt_ids, prompt_mask.bool(), strict=True)]
+    def look(self, trainer: Any, scored: dict[str, Any], keys: Sequence[int]) -> None:
+        """See the prompts of the batch that the next `step` is about."""
+        rows = zip(scored["prompt_ids"], scored["prompt_mask"].bool(), strict=True)
+        self._sequences = [row[kept].tolist() for row, kept in rows]
 
     def step(self, batch: Batch) -> Step:
         """Baselines of this batch; then learn from it. Rewards lie in [0, 1].
 
         Raises:
-            ValueError: If `read` did not show as many rollouts as there are rewards.
+            ValueError: If `look` did not show as many rollouts as there are rewards.
         """
         rewards = batch.rewards
         if len(self._sequences) != len(rewards):

@@ -104,7 +104,10 @@ class Conditions:
 
     @property
     def num_prompts(self) -> int:
-        """Length of the prompt stream: enough for the smallest groups, and for refills of the last step."""
+        """Length of the prompt stream: enough for groups of two, and for refills of the last step.
+
+        Arms with one rollout a prompt come to its beginning again, and see most prompts twice.
+        """
         return min(self.rollouts // 2 + self.batch_rollouts * 2, MOST_TRAINING_PROMPTS)
 
     def run_settings(self, *, seed: int) -> RunSettings:
@@ -137,7 +140,7 @@ class Run:
     @property
     def name(self) -> str:
         """The run's folder within a comparison."""
-        return f"{self.arm}/lr-{self.learning_rate:g}/seed-{self.seed}{'-twin' if self.twin else ''}"
+        return f"{arm_named(self.arm).folder}/lr-{self.learning_rate:g}/seed-{self.seed}{'-twin' if self.twin else ''}"
 
     @property
     def is_tuning(self) -> bool:
@@ -160,7 +163,7 @@ class Run:
         options = settings.trainer | dict(arm.options)
         options |= {"num_generations": arm.group_size, "learning_rate": self.learning_rate}
         options |= {"seed": settings.seed, "max_steps": settings.steps}
-        if arm.trainer in ("preset", "critic"):
+        if arm.trainer not in ("group", "dynamic"):
             return PoiseConfig(output_dir, **options)
         known = set(trainer_types()) - POISE_OPTIONS
         return GRPOConfig(output_dir, **{name: value for name, value in options.items() if name in known})

@@ -25,7 +25,7 @@ from poise.evaluate.pass_at_k import pass_at_k, sizes_of_subsets
 from poise.evaluate.statistics import smoothed
 from poise.lab.compare.arms import arm_named
 from poise.lab.compare.plan import Conditions, Run
-from poise.lab.compare.trainers import CriticTrainer, Tallied, arm_trainer
+from poise.lab.compare.trainers import Tallied, arm_trainer
 from poise.storage.run_directory import RunDirectory
 from poise.tasks.embedded import END_OF_THINKING
 from poise.tasks.graded_task import HELD_OUT_SEED, GradedTask
@@ -260,7 +260,8 @@ def _trained(trainer: Tallied) -> bool:
 
 
 def _summary(run: Run, measured: Measurements, last: dict[str, Any]) -> dict[str, Any]:
-    critic = measured.trainer.critic.extra_bytes if isinstance(measured.trainer, CriticTrainer) else 0
+    baseline = getattr(measured.trainer, "baseline", None)
+    critic = getattr(baseline and baseline.method, "extra_bytes", 0)
     return {
         "run": asdict(run),
         "accuracy_before": measured.accuracies[0],

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from poise.lab.compare.arms import arm_named
 from poise.lab.compare.plan import Comparison, Conditions, Run
 from poise.lab.compare.run import Told, specification
 from poise.lab.progress import Watch, silent
@@ -118,7 +119,9 @@ class Schedule:
 
     def scores(self, arm: str) -> dict[float, float]:
         """Final accuracy, over the tuning seeds, at every learning rate that was tried to the end."""
-        rates = {float(each.name.removeprefix("lr-")) for each in (self.path / "runs" / arm).glob("lr-*")}
+        rates = {
+            float(each.name.removeprefix("lr-")) for each in (self.path / "runs" / arm_named(arm).folder).glob("lr-*")
+        }
         found = {}
         for rate in sorted(rates):
             summaries = [self.summary(run) for run in self.comparison.tuning_runs(arm, rate)]

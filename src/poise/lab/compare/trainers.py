@@ -3,7 +3,7 @@
 Generation is TRL's own in every arm, refills included, and every rollout that was sampled counts, whether it is trained
 on or not.
 
-Dimensions: G rollouts of a prompt.
+Dimensions: G rollouts of a prompt; N rows of L tokens.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from trl import GRPOConfig
 
 import poise
+from poise.baselines import Recipe
+from poise.batch import prompt_keys
 from poise.engines.trl import PoiseTrainer
+from poise.engines.trl.own_tokens import prompt_key
 from poise.engines.trl.seams import OpenTrainer
-from poise.lab.compare.arms import Arm
+from poise.lab.compare.arms import Arm, MethodRecipe
 from poise.lab.compare.critic_baseline import CriticRecipe
 
 NO_ADVANTAGE = 1e-6
@@ -100,20 +103,50 @@ class GroupTrainer(Tallied):
     """Stock TRL, counted."""
 
 
-class CriticTrainer(PresetTrainer):
-    """`PoiseTrainer` whose baseline is a value model beside the policy.
+class MethodTrainer(PresetTrainer):
+    """`PoiseTrainer` with a baseline that is no preset; one with a `look` is shown each batch before its step.
 
     Args:
-        critic: The recipe of that baseline.
+        recipe: Of the baseline.
     """
 
-    def __init__(self, *positional: Any, critic: CriticRecipe, **named: Any) -> None:
+    def __init__(self, *positional: Any, recipe: Recipe, **named: Any) -> None:
         super().__init__(*positional, **named)
-        self.baseline, self.critic = poise.OnlineBaseline(poise.Preset("critic", critic)), critic.build()
+        self.baseline = poise.OnlineBaseline(poise.Preset("method", recipe))
+        self._rows: list[dict[str, Any]] = []
+
+    def scored(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = inputs
+        return super().scored(inputs)
 
     def see_rollouts(self, scored: dict[str, Any]) -> None:
-        """Show the critic the tokens."""
-        self.critic.read(scored["prompt_ids"], scored["prompt_mask"])
+        """Show the method the tokens, and the keys of the prompts."""
+        if hasattr(self.baseline.method, "look"):
+            keys = prompt_keys([prompt_key(row, whole=False) for row in self._rows])
+            self.baseline.method.look(self, scored, keys)
+
+    def greedy_rewards(self, places: Sequence[int]) -> list[float]:
+        """Rewards of one greedy rollout of each of these rows' prompts, which count as sampled; NaN if ungradable."""
+        rows = [self._rows[place] for place in places]
+        prompts = [row["prompt"] for row in rows]
+        kept = self._generated, self._rewards_per_func
+        self.generation_config.do_sample = False
+        try:
+            generated = self.sampled(prompts)
+        finally:
+            self.generation_config.do_sample = True
+        of_functions = self.graded(rows, prompts, generated[3], generated[1])
+        self._generated, self._rewards_per_func = kept
+        rewards = (of_functions * self.reward_weights.to(of_functions.device)).nansum(dim=1)
+        rewards[of_functions.isnan().all(dim=1)] = torch.nan
+        found: list[float] = rewards.tolist()
+        return found
+
+    def logprobs(self, ids: Int[Tensor, "N L"], mask: Int[Tensor, "N L"], columns: int) -> Float[Tensor, "N columns"]:
+        """Log-probabilities of the last `columns` tokens, by the policy as it is."""
+        size = self.args.per_device_train_batch_size
+        found: Tensor = self._get_per_token_logps_and_entropies(self.model, ids, mask, columns, batch_size=size)[0]
+        return found
 
 
 class DynamicSamplingTrainer(Tallied):
@@ -205,7 +238,7 @@ def arm_trainer(arm: Arm, model: Any, reward_functions: Any, config: GRPOConfig,
         return GroupTrainer(model, reward_functions, config, **named)
     if arm.trainer == "dynamic":
         return DynamicSamplingTrainer(model, reward_functions, config, **named)
-    if arm.trainer == "critic":
-        critic = CriticRecipe(model, seed=config.seed)
-        return CriticTrainer(model, reward_functions, config, critic=critic, **named)
-    return PresetTrainer(model, reward_functions, config, **named)
+    if arm.trainer == "preset":
+        return PresetTrainer(model, reward_functions, config, **named)
+    recipe = CriticRecipe(model, seed=config.seed) if arm.trainer == "critic" else MethodRecipe(arm.method)
+    return MethodTrainer(model, reward_functions, config, recipe=recipe, **named)

@@ -253,6 +253,7 @@ def online_presets(domains: Sequence[str]) -> dict[str, poise.Preset]:
         "rloo": poise.preset("rloo"),
         "shrunk-rloo": poise.preset("shrunk-rloo"),
         "prompt-only": poise.preset("prompt-only"),
+        "poise-light": poise.preset("poise-light"),
         "paper": poise.preset("paper"),
         "released-qwen3-4b": poise.preset("released-qwen3-4b"),
         "released-olmo3-7b": poise.preset("released-olmo3-7b"),
