@@ -13,6 +13,11 @@ from poise.lab.compare.run import run_trainer
 from poise.models.embedded import embedded_model_path
 from poise.tasks.graded_task import GradedTask
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+]
 NAN = float("nan")
 
 

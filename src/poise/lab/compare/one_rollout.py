@@ -135,7 +135,9 @@ class GreedyReward:
 
     def look(self, trainer: Any, scored: dict[str, Any], keys: Sequence[int]) -> None:
         """Roll out each prompt once more, greedily."""
-        first = {key: row for row, key in reversed(list(enumerate(keys)))}
+        first: dict[int, int] = {}
+        for row, key in enumerate(keys):
+            first.setdefault(key, row)
         earned = dict(zip(first, trainer.greedy_rewards(list(first.values())), strict=True))
         self._earned = [earned[key] for key in keys]
 
