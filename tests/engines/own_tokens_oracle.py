@@ -19,7 +19,9 @@ def oracle(trainer: RecordedTrainer, batch: int = 0) -> list[dict[str, Any]]:
     for row, (ids, own) in enumerate(trainer.kept[batch]):
         prompt = scored["prompt_ids"][row][scored["prompt_mask"][row].bool()].tolist()
         with torch.no_grad():
-            output = policy(torch.tensor([prompt + ids]), output_hidden_states=True)
+            output = policy(
+                **(trainer.alone(row, ids) or {"input_ids": torch.tensor([prompt + ids])}), output_hidden_states=True
+            )
         mask = torch.tensor([own], dtype=torch.bool)
         logprobs = (output.logits[0, len(prompt) - 1 : -1] / trainer.args.temperature).log_softmax(dim=1)
         entropies = -(logprobs.exp() * logprobs).sum(dim=1)[None]
@@ -44,6 +46,10 @@ class Kept(RecordedTrainer):
     def __init__(self, *positional: Any, **named: Any) -> None:
         self.kept: list[list[tuple[list[int], list[int]]]] = []
         super().__init__(*positional, **named)
+
+    def alone(self, row: int, ids: list[int]) -> dict[str, torch.Tensor]:
+        """The inputs of a rollout by itself where they are more than its tokens."""
+        return {}
 
     def _generate(self, prompts: list[Any]) -> Any:
         generated = super()._generate(prompts)

@@ -17,7 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import RepeatSampler, shuffle_sequence_dict, split_tensor_dict
 
-RUN_WITH = ("1.15", "1.16")
+RUN_WITH = ("1.16",)
 """Releases that the tests of this engine have been run with; others were not run."""
 PASS = "_get_per_token_logps_and_entropies"
 METHODS: dict[str, tuple[str, ...]] = {

@@ -48,11 +48,16 @@ def prompt_key(row: Mapping[str, Any], *, whole: bool) -> str:
     Args:
         row: As the data set gave it.
         whole: Whether the row is the prompt, and not only its column of that name.
+
+    Raises:
+        ValueError: If the row has no such column where it needs one; a stream tells its columns only then.
     """
+    if not whole and "prompt" not in row:
+        raise ValueError(f"the data set needs a column 'prompt', got {', '.join(sorted(row))}")
     pictures = {name: row[name] for name in IMAGE_COLUMNS if row.get(name) is not None}
     if not whole and not pictures and isinstance(row["prompt"], str):
         return prompt_id(row["prompt"])
-    if whole or "prompt" not in row:
+    if whole:
         return _text(dict(row))
     return _text(list(row["prompt"])) + (_text(pictures) if pictures else "")
 

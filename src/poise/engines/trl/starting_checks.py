@@ -24,7 +24,7 @@ CLOSE = 1e-2
 def check_data_set(data: Any, args: PoiseConfig, *, environment: bool = False) -> None:
     """Refuse data that cannot be trained on; make generation batches smaller where the data set has too few prompts.
 
-    A stream may not tell its columns: TRL finds a missing prompt in its first batch then.
+    A stream may not tell its columns: a missing prompt is found in its first batch then.
 
     Args:
         data: The data set.
