@@ -46,10 +46,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "def raises(completions, **columns): raise KeyError('x')\ndef few(completions, **columns): return [1.0]\n"
         ),
         "file": "x",
+        "odd.jsonl": rows(prompt="say {n}", answer="{n}", verifier="exakt"),
+        "topics.jsonl": rows(prompt="say {n}", answer="{n}", domain="x" * 300),
     }
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00\x01")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing")
     (tmp_path / "no-model").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -102,8 +105,11 @@ def digests(folder: Path) -> dict[str, str]:
         ("train --config cut.yaml", "cut.yaml is not yaml: "),
         ("train --config unknown.yaml", "there is no setting stepz; the closest is steps"),
         ("train --steps -3", "steps must be 1 or more, got -3"),
+        ("train --save-steps -1", r"save_steps must be more than 0, got -1"),
+        ("train --top-p 2", "top_p must be greater than 0 and at most 1, got 2"),
         ("train --num-generations 1", "num_generations must be at least 2, got 1"),
-        ("train --learning-rate -1", "learning_rate must not be below 0, got -1"),
+        ("train --learning-rate -1", "learning_rate must not be below 0, and finite, got -1"),
+        ("train --learning-rate inf", "learning_rate must not be below 0, and finite, got inf"),
         ("train --temperature 0", "temperature must be greater than 0: sampling needs it, got 0"),
         ("train --layers -1", r"layers are counted from 0, got \[-1\]"),
         ("train --lora-r 4", "lora_r does nothing without use_peft: give --use-peft too"),
@@ -116,6 +122,29 @@ def digests(folder: Path) -> dict[str, str]:
         ("train --layers 99", "layer 99 is out of range"),
         ("train --model no-model", "the folder no-model is no model: it holds no config.json"),
         ("train --model no/model", "model 'no/model' cannot be loaded: "),
+        # Names, files and lines that cannot be read.
+        ("train --name ../out", r"--name needs the name of a folder inside runs, got '\.\./out'"),
+        ("train --name a/b", "--name needs the name of a folder inside runs, got 'a/b'"),
+        ("train --name .", r"--name needs the name of a folder inside runs, got '\.'"),
+        ("train --config binary.yaml", "binary.yaml is not text in UTF-8: invalid start byte at byte 0"),
+        ("train --steps 1.5", "steps needs a whole number, got '1.5'"),
+        ("train --task odd.jsonl", "odd.jsonl line 1 names a verifier 'exakt', which does not exist: there are math,"),
+        (
+            "train --task topics.jsonl",
+            "line 1: a domain has a name of 200 characters at most, and the column 'domain' ",
+        ),
+        ("train --task good.jsonl?verifer=exact", "options of a data set are prompt, .*, got verifer"),
+        ("train --task reasoning-gym:nosuch", "reasoning-gym has no data set 'nosuch'"),
+        ("train --reward gone.py:f", "reward 'gone.py:f' cannot be imported: FileNotFoundError: there is no file gone"),
+        ("train --reward bad_inputs_rewards.py:gone", "module bad_inputs_rewards.py has no function 'gone': it has "),
+        ("train --reward-weight x", r"reward_weights needs a list such as 1,2, got \['x'\]"),
+        ("train --lr-scheduler-type nosuch", "lr_scheduler_type needs one of linear, .*, got 'nosuch'"),
+        ("eval --task good.jsonl --reward gone.py:f", "reward 'gone.py:f' cannot be imported: "),
+        ("eval --top-p 2", "top_p must be greater than 0 and at most 1, got 2"),
+        ("eval --top-k -1", r"top_k must be 0 \(all tokens\) or more, got -1"),
+        ("eval --task aime24", "--data-dir needs a folder with the files of math sets, got data"),
+        ("eval --k many", "Invalid value for '--k': "),
+        ("eval --bogus", "No such option: --bogus; --help says more"),
         # Other commands.
         ("eval no-model", "there is no file no-model/config.yaml"),
         ("eval no-model --model embedded", "the run no-model and --model embedded are two models"),
@@ -129,6 +158,17 @@ def digests(folder: Path) -> dict[str, str]:
         ("report gone", "gone holds no run: a run has a file metrics.jsonl"),
         ("report file", "file holds no run: a run has a file metrics.jsonl"),
         ("report no-model", "no-model holds no run: a run has a file metrics.jsonl"),
+        ("study --task gone.jsonl", "there is no file gone.jsonl"),
+        ("study --temperature 0", "temperature must be greater than 0, got 0"),
+        ("study --max-completion-length 0", "max_completion_length must be 1 or more, got 0"),
+        ("study --rollouts bad.parquet", "bad.parquet is no parquet file: "),
+        ("study --k 2", "k must be at least 3, got 2"),
+        ("compare --task gone.jsonl", "there is no file gone.jsonl"),
+        ("compare --arms nosuch", "nosuch"),
+        ("compare --jobs 0", "jobs must be 1 or more, got 0"),
+        ("data good.jsonl out.txt", "the file to write must end with .parquet, got out.txt"),
+        ("data good.jsonl out.parquet --num 0", "--num must be 1 or more, got 0"),
+        ("data embedded out.parquet", "a task that is generated has no end: --num says how many"),
         ("doctor --task cut.jsonl", "cut.jsonl line 2 is not JSON: "),
         ("doctor list.yaml", "list.yaml must map names of settings to values, got a list"),
         ("doctor no-model", "there is no file no-model/config.yaml"),
@@ -138,7 +178,7 @@ def digests(folder: Path) -> dict[str, str]:
 def test_bad_input_is_one_sentence_and_nothing_is_lost(folder: Path, arguments: str, sentence: str):
     before = digests(folder)
     command, *rest = arguments.split()
-    name = ["--name", "bad"] if command == "train" else []
+    name = ["--name", "bad"] if command == "train" and "--name" not in rest else []
     result = CliRunner().invoke(app, [command, *rest, *name], env={"COLUMNS": "200"})
     assert result.exit_code == 2, result.output
     (line,) = result.stderr.splitlines()

@@ -62,6 +62,8 @@ def _write(
         raise ValueError(f"--format needs {', '.join(FORMATS)}, got {form!r}")
     if output.suffix != ".parquet":
         raise ValueError(f"the file to write must end with .parquet, got {output}")
+    if num is not None and num < 1:
+        raise ValueError(f"--num must be 1 or more, got {num}")
     if num is None and any(name in task for name in GENERATED):
         raise ValueError("a task that is generated has no end: --num says how many problems are written")
     source, source_split = named_task(task, data_dir=data_dir, instruction=instruction, split=split)

@@ -152,6 +152,7 @@ def _evaluated(model: str, task: str, *, output: Path | None, split: str, **opti
     from poise.models.named import named_model, named_tokenizer
     from poise.rewards import Grader
     from poise.tasks.embedded import THINK
+    from poise.tasks.graded_task import GradedTask
     from poise.tasks.verifiers import opening_mark
 
     wanted: int = options["prompts"]
@@ -182,6 +183,8 @@ def _evaluated(model: str, task: str, *, output: Path | None, split: str, **opti
         reward=list(options["reward"]),
     )
     folder = output or Path("evaluations") / folder_name(model) / folder_name(task)
+    rewards = options["reward"]  # refused before anything is written
+    graded = GradedTask(task, tokenizer=tokenizer, rewards=rewards, chat_options=chat_options) if rewards else None
     evaluation = Evaluation(folder, settings=settings, problems=problems, prompts=prompts)
     if len(problems) < wanted:
         print_note(f"the task has {len(problems)} problems, not {wanted}")
@@ -195,8 +198,8 @@ def _evaluated(model: str, task: str, *, output: Path | None, split: str, **opti
             policy, tokenizer, texts, sampling=settings.sampling, seed=seed, batch_size=settings.batch_size
         )
 
-    if options["reward"]:
-        return folder, _rewarded(evaluation, complete, task, tokenizer, options["reward"], chat_options)
+    if graded is not None:
+        return folder, _rewarded(evaluation, complete, graded)
     end = options["end_of_thinking"]
     opening = THINK if prompts[0].rstrip().endswith((THINK, opening_mark(end))) else ""
     with Grader(opening=opening, end_of_thinking=end) as grader, shown_progress() as show:
@@ -206,11 +209,8 @@ def _evaluated(model: str, task: str, *, output: Path | None, split: str, **opti
     return folder, (folder / "results.md").read_text(encoding="utf-8")
 
 
-def _rewarded(evaluation: Any, complete: Any, task: str, tokenizer: Any, rewards: list[str], chat_options: Any) -> str:
+def _rewarded(evaluation: Any, complete: Any, graded: Any) -> str:
     """The results of an evaluation by the user's reward functions, as markdown."""
-    from poise.tasks.graded_task import GradedTask
-
-    graded = GradedTask(task, tokenizer=tokenizer, rewards=rewards, chat_options=chat_options)
     with closing(graded), shown_progress() as show:
         evaluation.run(
             complete, graded.user_rewards, watch=lambda num_done: show("batches", num_done, evaluation.num_batches)

@@ -17,7 +17,9 @@ def config_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        settings = yaml.safe_load(path.read_text())
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not yaml: {str(error).splitlines()[0]}") from error
     if not isinstance(settings, Mapping):

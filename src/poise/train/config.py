@@ -142,6 +142,10 @@ class RunSettings:
             number = getattr(self, name)
             if number is not None and number < lowest:
                 raise ValueError(f"{name} must be {lowest} or more, got {number}")
+        if not (save_steps := self.trainer.get("save_steps", 1)) > 0:
+            raise ValueError(f"save_steps must be more than 0, got {save_steps}")
+        if not 0 < (top_p := self.trainer.get("top_p", 1.0)) <= 1:
+            raise ValueError(f"top_p must be greater than 0 and at most 1, got {top_p}")
         if not self.seconds_a_rollout > 0:
             raise ValueError(f"seconds_a_rollout must be more than 0, got {self.seconds_a_rollout}")
         if self.on_verifier_timeout not in TIMED_OUT:

@@ -191,8 +191,8 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
             self.save_steps = share if rounded == steps else rounded
 
     def _check_numbers(self) -> None:
-        if not self.learning_rate >= 0:
-            raise ValueError(f"learning_rate must not be below 0, got {self.learning_rate:g}")
+        if not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must not be below 0, and finite, got {self.learning_rate:g}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be greater than 0: sampling needs it, got {self.temperature:g}")
         layers = self.layers

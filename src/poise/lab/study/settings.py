@@ -71,9 +71,16 @@ class StudySettings:
             )
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"a study needs one task or more, each once, got {', '.join(self.tasks) or 'none'}")
-        for name, lowest in (("critic_epochs", 1), ("resamples", 1), ("pool_tokens", 1)):
+        for name, lowest in (
+            ("critic_epochs", 1),
+            ("resamples", 1),
+            ("pool_tokens", 1),
+            ("max_completion_length", 1),
+        ):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be {lowest} or more, got {getattr(self, name)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be greater than 0, got {self.temperature}")
         if not self.critic_learning_rates or min(self.critic_learning_rates) <= 0:
             raise ValueError(f"critic_learning_rates must be positive, got {self.critic_learning_rates}")
         unknown = [name for name in self.tables if name not in TABLES]

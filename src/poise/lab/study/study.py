@@ -103,7 +103,6 @@ def study(
         "layers": layers,
         "scalars": list(SCALARS),
     }
-    claim(folder, settings.drawn | told, what="study")
     usual = default_layer(depth)
     nearest = min(layers, key=lambda layer: abs(layer - usual))
     reader = Reader(policy, tokenizer, layers, sorted({*settings.pools, settings.pool_tokens}), settings.temperature)
@@ -112,6 +111,7 @@ def study(
         for spec in settings.tasks:
             place = folder / folder_name(spec)
             tasks.append(studied_task(spec, place, settings, tokenizer=tokenizer))
+        claim(folder, settings.drawn | told, what="study")
         drawn = [drawn_task(task, settings, reader, older=older, watch=watch) for task in tasks]
     finally:
         for task in tasks:
