@@ -112,7 +112,15 @@ def fresh_draws(random_: random.Random) -> str:
     """The property tests, with other examples than those that are always drawn."""
     seed = random_.randrange(2**31)
     options = ["-q", "-p", "no:cacheprovider", "--hypothesis-profile=fresh", f"--hypothesis-seed={seed}"]
-    command = [sys.executable, "-m", "pytest", *options, "-m", "hypothesis and not slow and not gpu", *PROPERTIES]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *options,
+        "-m",
+        "hypothesis and not slow and not gpu",
+        *map(str, PROPERTIES),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Accident(f"property tests with seed {seed}: {done.stdout[-3000:]}")
@@ -141,7 +149,11 @@ def damage(path: Path, random_: random.Random) -> str:
         content[at : at + 1] = bytes([content[at] ^ 1 << random_.randrange(8)]) if content else b""
         path.write_bytes(content)
     else:
-        other = {"cut": content[:at], "zeros": bytes(len(content)), "bad UTF-8": content[:at] + b"\xff\xfe"}
+        other = {
+            "cut": bytes(content[:at]),
+            "zeros": bytes(len(content)),
+            "bad UTF-8": bytes(content[:at]) + b"\xff\xfe",
+        }
         path.write_bytes(other.get(how, content + b'{"step": [\n{"step": 1e999}\n[]\n'))
     return how
 

@@ -186,8 +186,8 @@ class Asserts:
             case ast.Call(
                 ast.Attribute(ast.Name("math"), "isclose") | ast.Name("isclose"), [asked, expected], options
             ) if self._is_plain(expected) and all(each.arg and self._is_plain(each.value) for each in options):
-                given, near = {str(each.arg): _plain(each.value) for each in options}, _plain(expected)
-                return self._add(asked, lambda value: math.isclose(value, near, **given))
+                allowed, near = {str(each.arg): _plain(each.value) for each in options}, _plain(expected)
+                return self._add(asked, lambda value: math.isclose(value, near, **allowed))
             case ast.Call() as asked if _is_own_call(asked):
                 return self._add(asked, bool)
             case ast.UnaryOp(ast.Not(), ast.Call() as asked) if _is_own_call(asked):

@@ -135,7 +135,7 @@ class PoiseConfig(GRPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         self._check_numbers()
-        if self.bf16 is None and not is_torch_bf16_gpu_available():  # TRL's own default fails there
+        if getattr(self, "bf16", None) is None and not is_torch_bf16_gpu_available():  # TRL's own default fails there
             self.bf16 = False
         self.chose_steps_per_generation = self.steps_per_generation is None and self.generation_batch_size is None
         if self.chose_steps_per_generation:

@@ -78,11 +78,11 @@ class ValueTracker:
         """Measure D on the completions that these prompts got last, then keep those of now in their place."""
         old = {key: self._last[key] for key in keys if key in self._last}
         if old:
-            ids, columns, known = zip(*old.values(), strict=True)
-            logprobs = _logprobs(trainer, ids, max(columns))
+            sequences, columns, known = zip(*old.values(), strict=True)
+            logprobs = _logprobs(trainer, sequences, max(columns))
             self._moved = {
-                key: mean_divergence(before, now[len(now) - columns[row] :])
-                for row, (key, before, now) in enumerate(zip(old, known, logprobs, strict=True))
+                key: mean_divergence(before, after[len(after) - columns[row] :])
+                for row, (key, before, after) in enumerate(zip(old, known, logprobs, strict=True))
             }
         now = scored.get("old_per_token_logps")  # TRL leaves them out where they are those of the update
         if now is None:
