@@ -92,7 +92,7 @@ def trainer(request, tmp_path):
         conditions = Conditions(rollouts=48, batch_rollouts=16, batch_updates=request.param, evaluations=3)
         run = Run(arm, 1e-3, 0)
         config = run.config(conditions, str(tmp_path))
-        found = run_trainer(conditions, run, config, tokenizer, task, model="embedded")
+        found = run_trainer(conditions, run, config, tokenizer, task, conditions.run_settings(seed=0))
         found.model.train()
         return found
 
