@@ -32,7 +32,7 @@ ROW = "poise_row"
 """Column of the trainer's data set: number of the row whose columns the user's functions get."""
 GOLD_ANSWERS = 32
 """So many are tried before the first step."""
-GARBAGE = ("", "banana 17 !?", "I do not know.", "0 1 2 3 4 5 6 7 8 9", "</think>", "<answer></answer>", "\\boxed{}")
+GARBAGE = ("", "banana 17 !?", "I do not know.", "0 1 2 3 4 5 6 7 8 9", "</think>", "<answer></answer>")
 """Texts that answer nothing."""
 CONSTANTS = ("0", "1", "yes", "no", "True", "False", "A", "-1")
 """Answers that a policy could give to every problem."""
