@@ -258,7 +258,7 @@ def test_a_damaged_side_file_is_a_sentence_and_the_run_can_go_on(stopped, damage
     assert run.checkpoint.name == ("checkpoint-2" if "checkpoint" in name else "checkpoint-4")
     run.directory.cut_back(4)
     assert sentence in caplog.text
-    assert [line["step"] for line in run.directory.read_metrics()] == [0, 1, 2, 3, 4]
+    assert [line["step"] for line in run.directory.read_metrics()] == [0, 2, 3, 4]
     assert run.directory.read_summary() == {}
 
 
@@ -365,9 +365,9 @@ def test_a_full_disk_while_metrics_are_written_leaves_a_run_that_goes_on(whole, 
     append = RunDirectory.append_metrics
 
     def full(directory: RunDirectory, line: dict[str, Any]) -> None:
-        if line["step"] == 5:
+        if line["step"] == 6:
             with directory.metrics.open("a") as file:
-                file.write('{"step": 5, "rol')
+                file.write('{"step": 6, "rol')
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory.metrics))
         append(directory, line)
 
