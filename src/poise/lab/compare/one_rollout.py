@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from poise.baselines import Step, step_of
@@ -162,7 +162,7 @@ def mean_divergence(before: Float[Tensor, " tokens"], now: Float[Tensor, " token
     return float((change.exp() - 1 - change).mean()) if len(change) else 0.0
 
 
-def _logprobs(trainer: Any, rows: Sequence[Int[Tensor, " tokens"]], columns: int) -> Float[Tensor, "N columns"]:
+def _logprobs(trainer: Any, rows: Sequence[Tensor], columns: int) -> Float[Tensor, "N columns"]:
     """Log-probabilities, by the trainer's policy of now, of the last `columns` tokens of each row."""
     ids = torch.nn.utils.rnn.pad_sequence(
         list(rows), batch_first=True, padding_side="left", padding_value=trainer.processing_class.pad_token_id
