@@ -76,6 +76,7 @@ def test_the_page_of_the_method_lists_every_scalar():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 def test_trl_snippet_of_the_readme_trains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = readme_snippets()[0].replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(embedded_model_path()))

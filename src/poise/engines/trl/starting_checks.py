@@ -68,7 +68,7 @@ def look_at_model(model: nn.Module, ref_model: nn.Module | None, args: PoiseConf
             if each is not None:
                 switch_off_dropout(each)
     check_rows(model, args.resolved_preset)
-    for doubt in doubts(model, {} if args.use_vllm else generation):
+    for doubt in doubts(model, generation):
         logger.warning("%s", doubt)
 
 

@@ -97,15 +97,15 @@ class PoiseTrainer(CheckpointedTrainer):
         if not isinstance(args, PoiseConfig):
             raise TypeError(f"PoiseTrainer needs a PoiseConfig as args, got a {type(args).__name__}")
         signature = inspect.signature(GRPOTrainer.__init__)
-        arguments = signature.bind(self, model, reward_funcs, args, *positional, **named).arguments
-        checks.check_data_set(
-            arguments.get("train_dataset"), args, environment=arguments.get("environment_factory") is not None
-        )
+        given = signature.bind(self, model, reward_funcs, args, *positional, **named).arguments
+        environment = given.get("environment_factory") is not None
+        checks.check_data_set(given.get("train_dataset"), args, environment=environment)
         super().__init__(model, reward_funcs, args, *positional, **named)
         self.eos_token_ids = completion_ends(self.model, self._tokenizer, args.generation_kwargs)
         if not args.use_vllm:
             self.generation_config.eos_token_id = self.eos_token_ids
-        checks.look_at_model(self.accelerator.unwrap_model(self.model), self.ref_model, args, self.generation_kwargs)
+        sampler = {} if args.use_vllm else self.generation_kwargs  # TRL makes them for its own sampler alone
+        checks.look_at_model(self.accelerator.unwrap_model(self.model), self.ref_model, args, sampler)
         self.add_callback(checks.WholeGenerations())
         self.finite_steps = FiniteSteps(
             self.accelerator,
