@@ -131,8 +131,8 @@ def test_the_tracker_measures_how_far_the_policy_moved_on_what_it_wrote_last(tra
     method.step = lambda batch: seen.update(method._moved) or step(batch)
     trainer._generate_and_score_completions(rows[:8] + [dict(r) for r in trainer.train_dataset.select(range(16, 24))])
     keys = prompt_keys([row["prompt"] for row in rows])
-    assert min(wanted) > 1e-3
-    assert [seen[key] for key in keys[:8]] == pytest.approx(wanted[:8], rel=1e-3)
+    assert min(wanted) > 1e-4
+    assert [seen[key] for key in keys[:8]] == pytest.approx(wanted[:8], rel=1e-3, abs=1e-6)
     assert len(seen) == len(set(keys[:8]))  # nothing is known of how the policy moved on prompts that are new
 
 
