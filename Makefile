@@ -49,7 +49,11 @@ test: check  ## everything that CI runs: checks and tests
 
 .PHONY: test-verl
 test-verl: .venv-verl/installed  ## the tests of the verl engine, in an environment of its own (.venv-verl)
-	$(TEST_ENV) .venv-verl/bin/python -m pytest -c tests/engines/verl/pytest.ini -m 'not network' --durations=5 tests/engines/verl
+	$(TEST_ENV) .venv-verl/bin/python -m pytest -c tests/engines/verl/pytest.ini -m 'not network and not slow' --durations=5 tests/engines/verl
+
+.PHONY: test-verl-slow
+test-verl-slow: .venv-verl/installed  ## whole runs on verl beyond the one of test-verl: one that samples ahead, killed and resumed
+	$(TEST_ENV) .venv-verl/bin/python -m pytest -c tests/engines/verl/pytest.ini -m slow tests/engines/verl
 
 .PHONY: test-verl-install
 test-verl-install: .venv-verl/installed  ## let pip resolve the line that installs poise with vLLM on NVIDIA machines (four minutes)

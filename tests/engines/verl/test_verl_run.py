@@ -175,7 +175,6 @@ def test_a_run_that_samples_ahead_trains_is_killed_and_goes_on(overrides, tmp_pa
     assert len(arrays["method.history.keys"]) == 16
 
 
-@pytest.mark.slow
 def test_a_run_trains_and_one_that_was_killed_arrives_at_the_same_baseline(overrides, tmp_path):
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
