@@ -17,6 +17,8 @@ from torch import Tensor
 
 from poise.batch import Batch
 
+_COLUMNS_AT_ONCE = 32  # brought to float64: a batch of states is never held twice
+
 
 @dataclass(frozen=True)
 class Step:
@@ -140,16 +142,22 @@ def sibling_means(
         m_i = 1/|S_i| * sum_{j in S_i} c_j,   S_i = gradable rows j != i with groups[j] == groups[i]
 
     Returns:
-        The means (0 where a row has no gradable sibling) and the number of siblings behind each.
+        The means (0 where a row has no gradable sibling), taken in float64 and given in the columns' type, and the
+        number of siblings behind each.
     """
-    masked = torch.where(gradable[:, None], columns, 0)
-    sums = torch.zeros_like(columns)
-    counts = columns.new_zeros(len(columns))
-    for rows in rows_by_group_size(groups):  # (prompts, group_size)
-        mine, count = masked[rows], gradable[rows].to(columns.dtype)
-        sums[rows] = sums_of_others(mine.transpose(0, 1)).transpose(0, 1)
+    tables = rows_by_group_size(groups)  # (prompts, group_size) each
+    counts = torch.zeros(len(columns), dtype=torch.float64)
+    for rows in tables:
+        count = gradable[rows].to(torch.float64)
         counts[rows] = count.sum(dim=1, keepdim=True) - count
-    return sums / counts.clamp(min=1)[:, None], counts
+    means = torch.empty_like(columns)
+    for first in range(0, columns.shape[1], _COLUMNS_AT_ONCE):
+        part = slice(first, first + _COLUMNS_AT_ONCE)
+        masked = torch.where(gradable[:, None], columns[:, part].to(torch.float64), 0)
+        for rows in tables:
+            sums = sums_of_others(masked[rows].transpose(0, 1)).transpose(0, 1)
+            means[rows, part] = (sums / counts[rows].clamp(min=1)[:, :, None]).to(columns.dtype)
+    return means, counts
 
 
 def rows_by_group_size(groups: Int[Tensor, " rows"]) -> list[Int[Tensor, "prompts group_size"]]:

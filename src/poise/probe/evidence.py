@@ -42,7 +42,6 @@ SIBLING_BLOCKS = frozenset({"sibling_reward", "sibling_entropies", "sibling_stat
 FEATURE_BLOCKS = frozenset({"sibling_entropies", "sibling_states", "prompt_states"})
 HIDDEN_BLOCKS = frozenset({"sibling_states", "prompt_states"})
 
-_COLUMNS_AT_ONCE = 32  # brought to float64: a batch of states is never held twice
 _SCALAR_SCALE = 10.0  # a column scaled by s is penalised by penalty / s^2
 _UNITS_APART = 64.0  # rewards up to 8 have the unit 1, up to 512 the unit 64
 
@@ -103,8 +102,8 @@ def evidence_rows(
     )
 
     def of_siblings(own: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
-        means = [sibling_means(part.to(torch.float64), groups, gradable)[0] for part in own.split(_COLUMNS_AT_ONCE, 1)]
-        return torch.cat([mean.to(torch.float32) for mean in means], dim=1)
+        wide = own.to(torch.promote_types(own.dtype, torch.float32))
+        return sibling_means(wide, groups, gradable)[0].to(torch.float32)
 
     reward, count = sibling_means(rewards[:, None], groups, gradable)
     return EvidenceRows(
