@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -111,17 +112,23 @@ def _entries(name: str, settings: Mapping[str, Any], *, seed: int) -> Iterator[M
         source = data_set(name, settings, seed=seed, size=PROBLEMS_A_SEED)
         yield from (source[place] for place in range(PROBLEMS_A_SEED))
         return
+    yield from json_value(_written_entries(name, json_text({"name": name, "settings": dict(settings), "seed": seed})))
+
+
+@lru_cache(maxsize=64)
+def _written_entries(name: str, asked: str) -> str:
+    """What `write_entries` writes, in a process of its own with a fixed hash seed; drawn once for all who ask."""
     code = "from poise.tasks.generated import write_entries; write_entries()"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        input=json_text({"name": name, "settings": dict(settings), "seed": seed}),
+        input=asked,
         env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
     )
     if done.returncode:
         raise ValueError(f"problems of {name} could not be drawn: {(done.stderr.splitlines() or ['no message'])[-1]}")
-    yield from json_value(done.stdout)
+    return done.stdout
 
 
 def write_entries() -> None:
