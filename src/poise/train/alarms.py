@@ -24,14 +24,14 @@ class RunWatch(TrainerCallback):  # type: ignore[misc]
         self._said: set[str] = set()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        batches = [line for line in self._lines if "reward" in line]
-        if 0 < len(batches) < RECENT and (alarm := useless_alarm(batches)) is not None:
+        if 0 < len(self._lines) < RECENT and (alarm := useless_alarm(self._lines)) is not None:
             logger.warning("%s", alarm.sentence)
             self.reason = self.reason or (alarm.sentence if alarm.stops else "")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **named: Any) -> None:
-        if logs and "reward" in logs:
-            self._lines.append(dict(logs))
+        if not logs or "reward" not in logs:
+            return
+        self._lines.append(dict(logs))
         for alarm in alarms(self._lines):
             if alarm.name not in self._said:
                 self._said.add(alarm.name)
