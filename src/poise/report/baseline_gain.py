@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from poise.baselines import sibling_means
 from poise.diagnostics.pairs import PairScoreboard
 from poise.report.rollout_files import RolloutBatch
 
@@ -84,8 +85,9 @@ def noise(batches: Sequence[RolloutBatch]) -> Noise | None:
         if not kept.any():
             continue
         r = np.where(np.isfinite(batch.rewards), batch.rewards, 0.0)
-        others = np.bincount(batch.groups, weights=r)[batch.groups] - r
-        siblings = others / np.maximum(1, batch.graded_siblings - 1)
+        graded = torch.from_numpy(np.isfinite(batch.rewards))
+        means, _ = sibling_means(torch.from_numpy(r)[:, None], torch.from_numpy(batch.groups), graded)
+        siblings = means[:, 0].numpy()
         w, b = np.where(kept, weights, 0.0), np.where(kept, baselines, 0.0)
         terms = (w * (r - b) ** 2, w * r**2, w * (r - siblings) ** 2, w, w * r)
         rows.append([float(term[kept].sum()) for term in terms])
