@@ -22,13 +22,11 @@ from poise.storage.run_directory import RunDirectory
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 SHOTS = {
-    "report_questions": ("", (1280, 880), "light"),
-    "report_baseline": ("#baseline", (1280, 760), "light"),
-    "report_rollouts": ("#kind=split&domain=edit", (1280, 800), "light"),
-    "report_dark": ("#alarms", (1280, 820), "dark"),
-    "report_phone": ("", (400, 860), "dark"),
+    "report_questions": ("", (1280, 880)),
+    "report_baseline": ("#baseline", (1280, 760)),
+    "report_rollouts": ("#kind=split&domain=edit", (1280, 800)),
 }
-"""For each picture a place on the page, the size of the window and a theme."""
+"""For each picture a place on the page and the size of the window."""
 MOST_BYTES = 300_000
 
 
@@ -48,8 +46,8 @@ def main() -> None:
         page = write_report(RunDirectory(run), Path(folder) / "report.html")
         browser = Chrome(options=options, service=Service(driver))
         try:
-            for name, (place, size, theme) in SHOTS.items():
-                shoot(browser, page.as_uri() + place, size, theme, IMAGES / f"{name}.png")
+            for name, (place, size) in SHOTS.items():
+                shoot(browser, page.as_uri() + place, size, IMAGES / f"{name}.png")
         finally:
             browser.quit()
 
@@ -61,12 +59,12 @@ def trained(output: Path, name: str) -> Path:
     return output / name
 
 
-def shoot(browser: Chrome, address: str, size: tuple[int, int], theme: str, path: Path) -> None:
+def shoot(browser: Chrome, address: str, size: tuple[int, int], path: Path) -> None:
     """Write one picture, in 240 colours."""
     width, height = size
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    media = {"features": [{"name": "prefers-color-scheme", "value": "light"}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get("about:blank")
     browser.get(address)
